@@ -1,0 +1,272 @@
+"""A chain: stages one after another, then a coder; each array of an update by itself."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedcompress.coder import Coder
+from fedcompress.coders.entropy import Entropy
+from fedcompress.coders.exact import decode_exact, encode_exact
+from fedcompress.compressor import Compressor, Encoded, Part, State
+from fedcompress.errors import NotFiniteError, PayloadError, SpecError
+from fedcompress.stage import Stage
+from fedcompress.streams import FloatForm, Floats, Form, Layout, Stream, SymbolForm, Symbols
+from fedcompress.wire import Section, SectionReader
+
+
+@dataclass(frozen=True, repr=False)
+class Chain(Compressor):
+    """Stages and a coder, applied to every floating-point array by itself.
+
+    Arrays of integers and booleans are sent exactly, whatever the stages.
+    """
+
+    name: ClassVar[str] = "chain"
+
+    stages: tuple[Stage, ...]
+    coder: Coder
+
+    def __post_init__(self) -> None:
+        numbers, last = "floats", "the update"
+        for stage in self.stages:
+            if stage.takes != numbers:
+                raise SpecError(
+                    f"{stage.name}: takes {stage.takes}, but {last} gives {numbers}; "
+                    f"put {stage.name} before {last}"
+                )
+            numbers, last = stage.gives, stage.name
+        if numbers == "symbols" and not self.coder.takes_symbols:
+            raise SpecError(
+                f"{self.coder.name}: would send the integers of {last} unpacked; "
+                "end the chain with entropy() or pack()"
+            )
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether every stage is unbiased."""
+        return all(stage.unbiased for stage in self.stages)
+
+    def init_state(self, like: Mapping[str, Tensor]) -> State:
+        """Give the empty state: a chain remembers nothing."""
+        del like
+        return {}
+
+    def encode_sections(
+        self,
+        update: Mapping[str, Tensor],
+        state: State,
+        rng: np.random.Generator,
+        want_decoded: bool,
+    ) -> Encoded:
+        """Encode every array."""
+        sections: list[Section] = []
+        decoded: dict[str, Tensor] = {}
+        for name, x in update.items():
+            if x.numel() == 0:
+                decoded[name] = x
+            elif not x.is_floating_point():
+                sections.append(Section("lossless", encode_exact(x)))
+                decoded[name] = x
+            else:
+                streams, steps, last = self._encode_array(name, x, rng)
+                sections += [Section(s.kind, self.coder.encode(s)) for s in streams]
+                if want_decoded:
+                    decoded[name] = _Steps(self.stages, steps, last, Layout.of(x)).dense()
+        return Encoded(sections, state, decoded if want_decoded else None)
+
+    def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
+        """Read every array."""
+        parts: dict[str, Part] = {}
+        for name, x in like.items():
+            layout = Layout.of(x)
+            if x.numel() == 0:
+                parts[name] = _Exact(torch.empty_like(x))
+            elif not x.is_floating_point():
+                parts[name] = _Exact(decode_exact(reader.take("lossless"), layout))
+            else:
+                steps, last = self._read_array(reader, layout)
+                parts[name] = _Steps(self.stages, steps, last, layout)
+        return parts
+
+    def _encode_array(
+        self, name: str, x: Tensor, rng: np.random.Generator
+    ) -> tuple[list[Stream], list["_Step"], Tensor]:
+        streams: list[Stream] = []
+        steps: list[_Step] = []
+        if self.stages:
+            x = x.to(_working_dtype(x.dtype))
+            if not bool(torch.isfinite(x.sum(dtype=torch.float64))) and not bool(
+                torch.isfinite(x).all()
+            ):
+                raise NotFiniteError(
+                    f"array {name!r}: holds NaN or infinity, which {self.stages[0].name} cannot "
+                    "code; leave this client out, or lower its learning rate"
+                )
+        for stage in self.stages:
+            before = Layout.of(x)
+            x, side = stage.encode(x, rng)
+            streams += side
+            steps.append((side, before))
+        streams.append(Floats(x) if x.is_floating_point() else Symbols(x))
+        return streams, steps, x
+
+    def _read_array(self, reader: SectionReader, like: Layout) -> tuple[list["_Step"], Tensor]:
+        layout = like
+        if self.stages:
+            layout = Layout(like.shape, _working_dtype(like.dtype), like.device)
+        steps: list[_Step] = []
+        for stage in self.stages:
+            side = [self._read(reader, form, layout) for form in stage.side_forms(layout)]
+            steps.append((side, layout))
+            layout = stage.layout_after(layout, side)
+        form: Form
+        if layout.dtype.is_floating_point:
+            form = FloatForm(layout.shape, layout.dtype)
+        else:
+            form = SymbolForm(layout.shape)
+        last = self._read(reader, form, layout)
+        if not isinstance(last, Floats | Symbols):
+            raise PayloadError(f"{self.coder.name}: gave a stream of {last.kind}")
+        return steps, last.values
+
+    def _read(self, reader: SectionReader, form: Form, layout: Layout) -> Stream:
+        stream = self.coder.decode(reader.take(form.kind), form)
+        return _to_device(stream, layout.device)
+
+    def __str__(self) -> str:
+        return " | ".join(repr(part) for part in (*self.stages, self.coder))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Exact(Part):
+    """An array that was sent bit for bit."""
+
+    x: Tensor
+
+    def dense(self) -> Tensor:
+        return self.x
+
+    def add_to(self, total: Tensor, weight: float) -> None:
+        total.add_(self.x.to(total.dtype), alpha=weight)
+
+    def is_finite(self) -> bool:
+        return True  # integers and booleans only
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps(Part):
+    """An array as the last stage left it, with what undoing each stage needs."""
+
+    stages: Sequence[Stage]
+    steps: Sequence["_Step"]
+    last: Tensor
+    like: Layout
+
+    def dense(self) -> Tensor:
+        x = self._undone_to(0)
+        return _narrow(x, self.like.dtype).reshape(self.like.shape)
+
+    def add_to(self, total: Tensor, weight: float) -> None:
+        if not self.stages or not self.stages[0].sparsifies:
+            total.add_(self.dense(), alpha=weight)
+            return
+        side, before = self.steps[0]
+        self.stages[0].add_to(total, self._undone_to(1), side, before, weight)
+
+    def is_finite(self) -> bool:
+        # Symbols and scales are finite by their forms; only floats that were sent may not be.
+        return not self.last.is_floating_point() or bool(torch.isfinite(self.last).all())
+
+    def _undone_to(self, first: int) -> Tensor:
+        x = self.last
+        undone = list(zip(self.stages, self.steps, strict=True))[first:]
+        for stage, (side, before) in reversed(undone):
+            x = stage.decode(x, side, before)
+        return x
+
+
+_Step = tuple[Sequence[Stream], Layout]
+
+
+def chain(*parts: Stage | Coder) -> Chain:
+    """Compose stages and a coder.
+
+    Parameters
+    ----------
+    *parts : Stage or Coder
+        Stages in the order in which they are applied, then one coder; without a coder the
+        chain ends with `entropy`.
+
+    Raises
+    ------
+    SpecError
+        If the parts do not fit together in this order.
+
+    Examples
+    --------
+    >>> from fedcompress import chain, entropy, quantize, top_k
+    >>> chain(top_k(0.01), quantize(4), entropy())
+    top_k(0.01) | quantize(4) | entropy()
+    """
+    return Chain(*_split(parts))
+
+
+def as_compressor(part: object, owner: str) -> Compressor:
+    """Take a compressor as it is, and make a chain of a lone stage or coder."""
+    if isinstance(part, Compressor):
+        return part
+    if isinstance(part, Stage | Coder):
+        return chain(part)
+    raise SpecError(
+        f"{owner}: takes a chain or compressor, got {part!r}; write for example "
+        "top_k(0.01) | entropy()"
+    )
+
+
+def _split(parts: Sequence[Stage | Coder]) -> tuple[tuple[Stage, ...], Coder]:
+    for i, part in enumerate(parts):
+        if isinstance(part, Coder) and i != len(parts) - 1:
+            raise SpecError(
+                f"{part.name}: a coder ends a chain, but {parts[i + 1].name} comes after it; "
+                f"move {part.name} to the end"
+            )
+        if not isinstance(part, Stage | Coder):
+            raise SpecError(
+                f"chain: {part!r} is neither a stage nor a coder; a compressor such as "
+                "error_feedback(...) or route(...) stands around a chain, not in it"
+            )
+    *head, last = parts if parts and isinstance(parts[-1], Coder) else (*parts, Entropy())
+    return tuple(_stages(head)), last  # type: ignore[return-value]
+
+
+def _stages(parts: Sequence[Stage | Coder]) -> Iterator[Stage]:
+    for part in parts:
+        if isinstance(part, Stage):
+            yield part
+
+
+def _working_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    if x.dtype == dtype:
+        return x
+    limit = torch.finfo(dtype).max
+    return x.clamp(-limit, limit).to(dtype)
+
+
+def _to_device(stream: Stream, device: torch.device) -> Stream:
+    if device.type == "cpu":
+        return stream
+    moved = {
+        name: value.to(device) for name, value in vars(stream).items() if isinstance(value, Tensor)
+    }
+    return type(stream)(**{**vars(stream), **moved})

@@ -1,0 +1,165 @@
+"""The client's end: a Flower mod that sends a payload in place of the trained arrays."""
+
+import logging
+import time
+from typing import cast
+
+import torch
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.constant import ErrorCode
+from torch import Tensor
+
+from fedcompress import protocol
+from fedcompress.compressor import Compressor, State
+from fedcompress.errors import FedcompressError, NotFiniteError
+from fedcompress.randomness import rng_for
+from fedcompress.reference import restore_reference
+from fedcompress.spec import parse
+from fedcompress.wire import fingerprint_layout
+
+logger = logging.getLogger(__name__)
+
+_SPEC = "spec"
+_LAYOUT = "layout"
+
+
+def compression_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Compress the update that a client sends back from training.
+
+    Put it first in the list, so that it stands outermost and other mods (clipping, privacy)
+    see dense arrays: ``ClientApp(mods=[compression_mod])``. It takes no settings: the server's
+    `Compressed` sends the spec along. Messages other than training, and all messages of a
+    server without `Compressed`, pass untouched. Residuals, and with a compressed downlink the
+    reference model, are kept in ``context.state`` under keys that begin with ``fedcompress``.
+
+    Parameters
+    ----------
+    message : Message
+        From the server.
+    context : Context
+        Of this client; ``node_config["partition-id"]`` (else the node id) keys its randomness.
+    call_next : callable
+        The app inside.
+
+    Returns
+    -------
+    Message
+        The app's reply with its ArrayRecord replaced by one payload; or an error reply that
+        says why there is none, such as an update that is not finite.
+    """
+    settings = protocol.settings_of(message.content) if message.has_content() else {}
+    is_train = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+    if not is_train or protocol.UPLINK_KEY not in settings:
+        return call_next(message, context)
+    try:
+        return _train(message, context, call_next, settings)
+    except FedcompressError as error:
+        logger.warning("client %s: no update sent: %s", _client_key(context), error)
+        reason = f"fedcompress: {error}"
+        return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, reason), reply_to=message)
+
+
+class CompressedClientApp(ClientApp):
+    """A ClientApp around another that stays untouched; see `compress`."""
+
+    def __init__(self, client_app: ClientApp) -> None:
+        super().__init__()
+        self._inside = client_app
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Handle a message: the app inside, with `compression_mod` around it."""
+        return compression_mod(message, context, self._inside)
+
+
+def compress(client_app: ClientApp) -> ClientApp:
+    """Wrap a ClientApp that must stay untouched, as if `compression_mod` were its first mod.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        Any Flower ClientApp, with mods of its own or without.
+
+    Returns
+    -------
+    ClientApp
+        What to name as the component in ``[tool.flwr.app.components]``.
+    """
+    return CompressedClientApp(client_app)
+
+
+def _train(
+    message: Message, context: Context, call_next: ClientAppCallable, settings: dict[str, object]
+) -> Message:
+    key, record = protocol.single_array_record(message.content, "message")
+    content = protocol.without_settings(message.content)
+    if protocol.VERSION_KEY in settings:
+        before = restore_reference(record, settings, context)
+        content[key] = protocol.tensors_to_record(before)
+    else:
+        before = protocol.record_to_tensors(record)
+    reply = call_next(Message(content=content, metadata=message.metadata), context)
+    if reply.has_error():
+        return reply
+    started = time.perf_counter()
+    reply_key, trained = protocol.single_array_record(reply.content, "reply")
+    update = protocol.difference(protocol.record_to_tensors(trained), before)
+    _check_finite(update)
+    compressor = parse(str(settings[protocol.UPLINK_KEY]))
+    rng = rng_for(
+        int(cast(int, settings[protocol.SEED_KEY])),
+        round=int(cast(int, settings[protocol.ROUND_KEY])),
+        client=_client_key(context),
+        purpose="uplink",
+    )
+    payload, state = compressor.encode(update, _load_state(context, compressor, update), rng)
+    _save_state(context, compressor, update, state)
+    new_content = RecordDict({k: r for k, r in reply.content.items() if k != reply_key})
+    new_content[reply_key] = protocol.payloads_to_record([payload])
+    new_content[protocol.RECORD] = ConfigRecord(
+        {protocol.ENCODE_SECONDS_KEY: time.perf_counter() - started}
+    )
+    reply.content = new_content
+    return reply
+
+
+def _client_key(context: Context) -> int | str:
+    partition = context.node_config.get("partition-id", context.node_id)
+    return partition if isinstance(partition, int | str) else str(partition)
+
+
+def _check_finite(update: dict[str, Tensor]) -> None:
+    for name, x in update.items():
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise NotFiniteError(
+                f"update of {name!r} holds NaN or infinity: training has diverged; "
+                "lower the learning rate or clip gradients"
+            )
+
+
+def _load_state(context: Context, compressor: Compressor, update: dict[str, Tensor]) -> State:
+    fresh = compressor.init(update)
+    if not fresh:
+        return fresh
+    settings = context.state.config_records.get(protocol.RECORD)
+    stored = context.state.array_records.get(protocol.STATE_RECORD)
+    if settings is None or stored is None:
+        return fresh
+    if settings.get(_SPEC) != str(compressor) or settings.get(_LAYOUT) != fingerprint_layout(update):
+        logger.info("client %s: spec or model changed; its residual starts anew", _client_key(context))
+        return fresh
+    return protocol.record_to_tensors(stored)
+
+
+def _save_state(
+    context: Context, compressor: Compressor, update: dict[str, Tensor], state: State
+) -> None:
+    if not state:
+        context.state.pop(protocol.STATE_RECORD, None)
+        return
+    kept = context.state.config_records.get(protocol.RECORD, ConfigRecord())
+    kept[_SPEC] = str(compressor)
+    kept[_LAYOUT] = fingerprint_layout(update)
+    context.state[protocol.RECORD] = kept
+    context.state[protocol.STATE_RECORD] = protocol.tensors_to_record(state)

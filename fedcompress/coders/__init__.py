@@ -1,0 +1,1 @@
+"""Coders: typed streams to bytes and back, one per file."""

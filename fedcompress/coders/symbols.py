@@ -1,0 +1,198 @@
+"""Integers at the entropy of their histogram: asymmetric numeral systems, order 0.
+
+The histogram is sent with six bits a symbol, as the logarithm of its frequency in quarter
+octaves; that costs less than 0.002 bit a symbol in rate. Values far out, which would make the
+table long, are escaped. The entropy coder is constriction's (Bamler, 2022).
+"""
+
+import constriction
+import numpy as np
+
+from fedcompress.coders.bits import pack_bits, packed_size, unpack_bits, width_of
+from fedcompress.errors import PayloadError
+from fedcompress.wire import read_varint, write_varint
+
+_CONSTANT, _PACKED, _MODELLED = 0, 1, 2
+_LEVEL_BITS = 6
+_LEVELS = 1 << _LEVEL_BITS
+# Level 0 marks an absent symbol, level l stands for the weight 2**(-(l - 1) / 4). Written out
+# as integers, since a payload must not hang on how a machine rounds powers of two.
+_QUARTERS = np.array([1 << 24, 14107901, 11863283, 9975793], np.int64)
+_WEIGHTS = np.array([0] + [int(_QUARTERS[i % 4]) >> (i // 4) for i in range(_LEVELS - 1)], np.int64)
+_MAX_ALPHABET = 4096
+_TAIL = 1 << 14  # at most one value in this many is escaped on each side
+
+
+def encode_integers(values: np.ndarray) -> bytes:
+    """Code integers (any shape, |v| < 2**60) at about the entropy of their histogram."""
+    flat = values.reshape(-1).astype(np.int64, copy=False)
+    if flat.size == 0:
+        return b""
+    low, high = int(flat.min()), int(flat.max())
+    if low == high:
+        return bytes((_CONSTANT,)) + write_varint(_zigzag(low))
+    packed_bytes = packed_size(flat.size, width_of(high - low))
+    modelled = _encode_modelled(flat, low, high, packed_bytes)
+    if modelled is not None:
+        return bytes((_MODELLED,)) + modelled
+    return (
+        bytes((_PACKED,))
+        + write_varint(_zigzag(low))
+        + bytes((width_of(high - low),))
+        + pack_bits(flat - low, width_of(high - low))
+    )
+
+
+def decode_integers(data: memoryview, count: int) -> np.ndarray:
+    """Read ``count`` integers (int64) that `encode_integers` coded."""
+    if count == 0:
+        if len(data):
+            raise PayloadError("payload: bytes where no symbol is expected; they are damaged")
+        return np.zeros(0, np.int64)
+    if len(data) == 0:
+        raise PayloadError(f"payload: no bytes for {count} symbols; it was cut short")
+    method, position = data[0], 1
+    if method == _MODELLED:
+        return _decode_modelled(data, position, count)
+    zigzag, position = read_varint(data, position)
+    low = _unzigzag(zigzag)
+    if method == _CONSTANT and position == len(data):
+        return np.full(count, low, np.int64)
+    if method == _PACKED and position < len(data) and data[position] <= 62:
+        return unpack_bits(data[position + 1 :], count, data[position]) + low
+    raise PayloadError(f"payload: unknown symbol coding {method}; the bytes are damaged")
+
+
+def _encode_modelled(flat: np.ndarray, low: int, high: int, limit: int) -> bytes | None:
+    first, last = _window(flat, low, high)
+    size = last - first + 1
+    if size > _MAX_ALPHABET or packed_size(size, _LEVEL_BITS) + 8 >= limit:
+        return None
+    shifted = flat - first
+    outside = (shifted < 0) | (shifted >= size)
+    escapes = flat[outside]
+    if escapes.size:
+        shifted = np.where(outside, size, shifted)
+    counts = np.bincount(shifted, minlength=size + 1 if escapes.size else size)
+    levels = _levels(counts)
+    entropy_bits = -float(np.sum(counts * np.log2(np.maximum(_probabilities(levels), 1e-30))))
+    if entropy_bits / 8 + packed_size(size, _LEVEL_BITS) + 12 >= limit:
+        return None
+    escape_low = int(escapes.min()) if escapes.size else 0
+    escape_width = width_of(int(escapes.max()) - escape_low) if escapes.size else 0
+    head = [
+        write_varint(_zigzag(first)),
+        write_varint(size),
+        write_varint(escapes.size),
+        pack_bits(levels, _LEVEL_BITS),
+    ]
+    if escapes.size:
+        head += [
+            write_varint(_zigzag(escape_low)),
+            bytes((escape_width,)),
+            pack_bits(escapes - escape_low, escape_width),
+        ]
+    return b"".join(head) + _ans_encode(shifted.astype(np.int32), levels)
+
+
+def _decode_modelled(data: memoryview, position: int, count: int) -> np.ndarray:
+    zigzag, position = read_varint(data, position)
+    size, position = read_varint(data, position)
+    escaped, position = read_varint(data, position)
+    first = _unzigzag(zigzag)
+    if not 1 <= size <= _MAX_ALPHABET or escaped > count:
+        raise PayloadError(
+            f"payload: an alphabet of {size} with {escaped} escapes for {count} symbols; "
+            "the bytes are damaged"
+        )
+    rows = size + 1 if escaped else size
+    table_bytes = packed_size(rows, _LEVEL_BITS)
+    levels = unpack_bits(data[position : position + table_bytes], rows, _LEVEL_BITS)
+    position += table_bytes
+    escapes = np.zeros(0, np.int64)
+    if escaped:
+        zigzag, position = read_varint(data, position)
+        width = data[position] if position < len(data) else 63
+        if width > 62:
+            raise PayloadError("payload: escapes wider than 62 bits; the bytes are damaged")
+        end = position + 1 + packed_size(escaped, width)
+        escapes = unpack_bits(data[position + 1 : end], escaped, width) + _unzigzag(zigzag)
+        position = end
+    symbols = _ans_decode(data[position:], levels, count).astype(np.int64)
+    out = symbols + first
+    if escaped:
+        outside = symbols == size
+        if int(np.count_nonzero(outside)) != escaped:
+            raise PayloadError("payload: escapes do not match the symbols; the bytes are damaged")
+        out[outside] = escapes
+    return out
+
+
+def _window(flat: np.ndarray, low: int, high: int) -> tuple[int, int]:
+    """Choose the range of values that gets a row in the table each."""
+    if high - low < 64 or flat.size < _TAIL:
+        return low, high
+    tail = flat.size // _TAIL
+    ends = np.partition(flat, (tail, flat.size - 1 - tail))
+    return int(ends[tail]), int(ends[flat.size - 1 - tail])
+
+
+def _levels(counts: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        quarters = np.rint(4 * np.log2(counts.max() / counts))
+    levels = np.minimum(quarters, _LEVELS - 2) + 1
+    return np.where(counts > 0, levels, 0).astype(np.int64)
+
+
+def _probabilities(levels: np.ndarray) -> np.ndarray:
+    weights = _WEIGHTS[levels].astype(np.float64)
+    return np.asarray(weights / weights.sum())
+
+
+def _model(levels: np.ndarray) -> tuple[object, np.ndarray]:
+    present = np.flatnonzero(levels)
+    if present.size == 0:
+        raise PayloadError("payload: an empty symbol table; the bytes are damaged")
+    if present.size == 1:
+        # constriction wants two symbols at least; the second is never drawn by the encoder.
+        other = 1 if levels.size > 1 and present[0] != 1 else 0
+        present = np.unique(np.array([present[0], other]))
+        if present.size == 1:
+            raise PayloadError("payload: a symbol table of one symbol; the bytes are damaged")
+    probabilities = _WEIGHTS[levels[present]].astype(np.float64)
+    return (
+        constriction.stream.model.Categorical(probabilities / probabilities.sum(), perfect=False),
+        present.astype(np.int64),
+    )
+
+
+def _ans_encode(symbols: np.ndarray, levels: np.ndarray) -> bytes:
+    model, present = _model(levels)
+    dense = np.zeros(levels.size, np.int32)
+    dense[present] = np.arange(present.size, dtype=np.int32)
+    coder = constriction.stream.stack.AnsCoder()
+    coder.encode_reverse(dense[symbols], model)
+    return bytes(coder.get_compressed().astype("<u4").tobytes())
+
+
+def _ans_decode(data: memoryview, levels: np.ndarray, count: int) -> np.ndarray:
+    if len(data) % 4:
+        raise PayloadError("payload: entropy-coded words are cut short; the bytes are damaged")
+    model, present = _model(levels)
+    words = np.frombuffer(data, "<u4").astype(np.uint32)
+    try:
+        coder = constriction.stream.stack.AnsCoder(words)
+    except ValueError as error:
+        raise PayloadError(f"payload: entropy-coded words are invalid: {error}") from error
+    symbols = coder.decode(model, count)
+    if not coder.is_empty():
+        raise PayloadError("payload: entropy-coded words are left over; the bytes are damaged")
+    return np.asarray(present[symbols])
+
+
+def _zigzag(value: int) -> int:
+    return value << 1 if value >= 0 else (-value << 1) - 1
+
+
+def _unzigzag(value: int) -> int:
+    return value >> 1 if value % 2 == 0 else -((value + 1) >> 1)

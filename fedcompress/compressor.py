@@ -1,0 +1,198 @@
+"""The abstract compressor: named arrays to a payload and back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedcompress.errors import LayoutError
+from fedcompress.wire import Section, SectionReader, write_payload
+
+Arrays: TypeAlias = Mapping[str, "Tensor | np.ndarray"]
+State: TypeAlias = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Sections of a payload, the next state, and what the other side will decode."""
+
+    sections: Sequence[Section]
+    state: State
+    decoded: Mapping[str, Tensor] | None
+
+
+class Part(ABC):
+    """One decoded array of an update, in the form in which it was sent."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Expand to the whole array."""
+
+    @abstractmethod
+    def add_to(self, total: Tensor, weight: float) -> None:
+        """Add ``weight`` times the array to ``total`` in place, in O(entries sent)."""
+
+    @abstractmethod
+    def is_finite(self) -> bool:
+        """Whether no entry is NaN or infinite."""
+
+
+class Compressor(ABC):
+    """Turns an update (named arrays) into a payload (bytes) and back.
+
+    Compressors hold settings only; what they remember between rounds goes in and comes out
+    as ``state``. Final subclasses are frozen dataclasses. A subclass works on sections; the
+    frame around them is the wire's business.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def unbiased(self) -> bool:
+        """Whether the decoded update equals the given one in expectation over ``rng``."""
+
+    @abstractmethod
+    def init_state(self, like: Mapping[str, Tensor]) -> State:
+        """Make the state before the first round; empty where nothing is remembered."""
+
+    @abstractmethod
+    def encode_sections(
+        self,
+        update: Mapping[str, Tensor],
+        state: State,
+        rng: np.random.Generator,
+        want_decoded: bool,
+    ) -> Encoded:
+        """Encode; ``decoded`` is given if ``want_decoded``, equal to what decoding gives."""
+
+    @abstractmethod
+    def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
+        """Read the update back, checked but not yet expanded: names of ``like``, in its order."""
+
+    def init(self, like: Arrays) -> State:
+        """Make the state for the first `encode` of arrays like ``like``.
+
+        Parameters
+        ----------
+        like : Mapping[str, Tensor or ndarray]
+            Arrays of the names, shapes and dtypes of the global model.
+
+        Returns
+        -------
+        Mapping[str, Tensor]
+            What the compressor remembers between rounds, such as residuals.
+        """
+        return self.init_state(as_tensors(like))
+
+    def encode(
+        self, update: Arrays, state: State, rng: np.random.Generator
+    ) -> tuple[bytes, State]:
+        """Encode an update.
+
+        Parameters
+        ----------
+        update : Mapping[str, Tensor or ndarray]
+            After − before of local training; numpy arrays are taken without a copy.
+        state : Mapping[str, Tensor]
+            From `init` or the last `encode`; it is not changed.
+        rng : numpy.random.Generator
+            From `rng_for`; all randomness comes from it.
+
+        Returns
+        -------
+        payload : bytes
+            What is sent.
+        state : Mapping[str, Tensor]
+            For the next `encode`.
+
+        Raises
+        ------
+        NotFiniteError
+            If a lossy stage meets NaN or infinity.
+        LayoutError
+            If the state was made for other arrays.
+        """
+        tensors = as_tensors(update)
+        encoded = self.encode_sections(tensors, state, rng, want_decoded=False)
+        return write_payload(encoded.sections, str(self), tensors), encoded.state
+
+    def encode_and_decode(
+        self, update: Arrays, state: State, rng: np.random.Generator
+    ) -> tuple[bytes, State, dict[str, Tensor]]:
+        """Encode, and also give what the other side will decode, without decoding bytes."""
+        tensors = as_tensors(update)
+        encoded = self.encode_sections(tensors, state, rng, want_decoded=True)
+        payload = write_payload(encoded.sections, str(self), tensors)
+        if encoded.decoded is None:
+            return payload, encoded.state, self.decode(payload, tensors)
+        return payload, encoded.state, dict(encoded.decoded)
+
+    def decode(self, payload: bytes, like: Arrays) -> dict[str, Tensor]:
+        """Decode a payload.
+
+        Parameters
+        ----------
+        payload : bytes
+            From `encode` of an equal compressor; not trusted.
+        like : Mapping[str, Tensor or ndarray]
+            Arrays of the names, shapes and dtypes that were encoded.
+
+        Returns
+        -------
+        dict[str, Tensor]
+            The update, with the names, shapes, dtypes and devices of ``like``.
+
+        Raises
+        ------
+        PayloadError
+            If the bytes are damaged, cut short, or made by another spec or for other arrays.
+        """
+        return self.decode_counted(payload, like)[0]
+
+    def decode_counted(
+        self, payload: bytes, like: Arrays
+    ) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Decode a payload and count its bytes by kind of stream."""
+        parts, counts = self.read(payload, like)
+        return {name: part.dense() for name, part in parts.items()}, counts
+
+    def read(self, payload: bytes, like: Arrays) -> tuple[dict[str, Part], dict[str, int]]:
+        """Read and check a payload without expanding it, and count its bytes by kind."""
+        tensors = as_tensors(like)
+        reader = SectionReader(payload, str(self), tensors)
+        parts = self.read_sections(reader, tensors)
+        reader.finish()
+        return parts, dict(reader.bytes_by_kind)
+
+    def breakdown(self, payload: bytes, like: Arrays) -> dict[str, int]:
+        """Count the bytes of a payload by kind of stream; they add up to its length."""
+        return self.read(payload, like)[1]
+
+
+def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
+    """View numpy arrays as tensors, without a copy where torch can."""
+    return {name: _as_tensor(name, x) for name, x in arrays.items()}
+
+
+def _as_tensor(name: str, x: "Tensor | np.ndarray") -> Tensor:
+    if isinstance(x, Tensor):
+        return x.detach()
+    if not isinstance(x, np.ndarray):
+        raise LayoutError(
+            f"array {name!r}: expected a torch tensor or numpy array, got {type(x).__name__}"
+        )
+    native = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+    if any(stride < 0 for stride in native.strides) or not native.flags.writeable:
+        # torch refuses negative strides, and warns of read-only memory though we never write.
+        native = native.copy()
+    try:
+        return torch.from_numpy(native)
+    except TypeError as error:
+        raise LayoutError(
+            f"array {name!r}: torch has no dtype {x.dtype}; convert it before encoding"
+        ) from error

@@ -1,0 +1,25 @@
+"""The package's errors: each names the thing, the value and the mend."""
+
+
+class FedcompressError(ValueError):
+    """Base of every error that fedcompress raises on purpose."""
+
+
+class ConfigError(FedcompressError):
+    """A setting cannot work: an unknown name, a value out of range, a wrong order."""
+
+
+class SpecError(ConfigError):
+    """A compressor spec string cannot be parsed, or names a chain that cannot work."""
+
+
+class PayloadError(FedcompressError):
+    """Bytes that came over the wire do not decode to an update of the expected layout."""
+
+
+class NotFiniteError(FedcompressError):
+    """An update holds NaN or infinity where a lossy stage needs finite numbers."""
+
+
+class LayoutError(FedcompressError):
+    """Arrays have other names, shapes or dtypes than the global model."""

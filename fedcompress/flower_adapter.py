@@ -1,0 +1,53 @@
+"""The one place that touches what Flower keeps to itself.
+
+`uses_weighted_mean` knows which strategies aggregate by FedAvg's weighted mean and nothing
+else, by the identity of their methods; the tests fail loudly when Flower changes them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flwr.app import MetricRecord, RecordDict
+from flwr.serverapp.strategy import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedProx,
+    FedYogi,
+    Strategy,
+)
+from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
+
+_BY_WEIGHTED_MEAN = {
+    kind.aggregate_train for kind in (FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi)
+}
+
+
+def uses_weighted_mean(strategy: Strategy) -> bool:
+    """Whether all that a strategy takes from the clients' arrays is their weighted mean."""
+    return isinstance(strategy, FedAvg) and type(strategy).aggregate_train in _BY_WEIGHTED_MEAN
+
+
+@contextmanager
+def metrics_from(strategy: Strategy, contents: list[RecordDict]) -> Iterator[None]:
+    """Let a strategy aggregate the metrics of ``contents`` while it sees one summed reply."""
+    if not isinstance(strategy, FedAvg):
+        yield
+        return
+    original = strategy.train_metrics_aggr_fn
+
+    def aggregate(_: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+        return original(contents, weighted_by_key)
+
+    strategy.train_metrics_aggr_fn = aggregate
+    try:
+        yield
+    finally:
+        strategy.train_metrics_aggr_fn = original
+
+
+def check_metrics_agree(strategy: FedAvg, contents: list[RecordDict]) -> None:
+    """Raise Flower's own error where the clients' MetricRecords do not fit together."""
+    validate_message_reply_consistency(contents, strategy.weighted_by_key, check_arrayrecord=False)
+

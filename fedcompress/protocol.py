@@ -1,0 +1,168 @@
+"""What both ends of the protocol agree on: record keys, and arrays to tensors and back.
+
+An update holds after − before for floating-point arrays. Integers and booleans (counters,
+masks) are sent as they are after training: a difference of them could wrap around.
+"""
+
+import zlib
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from fedcompress.errors import LayoutError, PayloadError
+
+STYPE = "fedcompress.v1"
+RECORD = "fedcompress"  # key of our own records in replies and in Context.state
+STATE_RECORD = "fedcompress.state"
+REFERENCE_RECORD = "fedcompress.reference"
+KEY_PREFIX = "fedcompress."
+UPLINK_KEY = "fedcompress.uplink"  # spec of the client's compressor
+SEED_KEY = "fedcompress.seed"
+ROUND_KEY = "fedcompress.round"
+DOWNLINK_KEY = "fedcompress.downlink"  # spec of the payloads in this message
+BASE_KEY = "fedcompress.base"  # version of the reference model that the payloads build on
+VERSION_KEY = "fedcompress.version"  # version that they lead to
+CHECKSUM_KEY = "fedcompress.checksum"  # of the reference model at that version
+ENCODE_SECONDS_KEY = "encode-seconds"
+
+
+
+def record_to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    """Read dense arrays as tensors."""
+    return {name: _tensor(name, array) for name, array in record.items()}
+
+
+def tensors_to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Write tensors as dense arrays."""
+    return ArrayRecord({name: Array(x.detach().cpu().numpy()) for name, x in tensors.items()})
+
+
+def payloads_to_record(payloads: list[bytes]) -> ArrayRecord:
+    """Write payloads as opaque arrays, one each."""
+    record = ArrayRecord()
+    for i, payload in enumerate(payloads):
+        record[f"payload-{i}"] = Array(
+            dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload
+        )
+    return record
+
+
+def record_to_payloads(record: ArrayRecord) -> list[bytes]:
+    """Read the payloads back.
+
+    Raises
+    ------
+    PayloadError
+        If an array is not a payload of this protocol.
+    """
+    for name, array in record.items():
+        if array.stype != STYPE:
+            raise PayloadError(
+                f"array {name!r} is a dense {array.stype}, not a payload ({STYPE}); put "
+                "compression_mod first in ClientApp(mods=[...]), or wrap the app by compress()"
+            )
+    return [array.data for array in record.values()]
+
+
+def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the update that leads from ``before`` to ``after``.
+
+    Raises
+    ------
+    LayoutError
+        If names, shapes or dtypes differ.
+    """
+    check_same_layout(after, before)
+    return {
+        name: x - before[name] if x.is_floating_point() else x
+        for name, x in ((name, after[name]) for name in before)
+    }
+
+
+def advance(before: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Apply an update; both ends do it by these same operations, so they stay equal."""
+    return {
+        name: x + update[name] if x.is_floating_point() else update[name]
+        for name, x in before.items()
+    }
+
+
+def check_same_layout(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
+    """Raise `LayoutError` unless both hold arrays of the same names, shapes and dtypes."""
+    if after.keys() != before.keys():
+        extra = sorted(after.keys() - before.keys())
+        missing = sorted(before.keys() - after.keys())
+        raise LayoutError(
+            f"reply: arrays {extra} are new and {missing} are missing; "
+            "return all arrays of the global model under the names they were sent with"
+        )
+    for name, x in before.items():
+        got = after[name]
+        if got.shape != x.shape or got.dtype != x.dtype:
+            raise LayoutError(
+                f"reply: array {name!r} is {tuple(got.shape)} {got.dtype}, the global model's is "
+                f"{tuple(x.shape)} {x.dtype}; return it in the shape and dtype it was sent with"
+            )
+
+
+def checksum(arrays: Mapping[str, Tensor]) -> int:
+    """Give the CRC-32 over the bytes of all arrays in order."""
+
+
+    value = 0
+    for x in arrays.values():
+        value = zlib.crc32(np.ascontiguousarray(x.cpu().numpy()).reshape(-1).view(np.uint8), value)
+    return value
+
+
+def settings_of(content: RecordDict) -> dict[str, object]:
+    """Collect the settings that the server put into a message."""
+    return {
+        key: value
+        for record in content.config_records.values()
+        for key, value in record.items()
+        if key.startswith(KEY_PREFIX)
+    }
+
+
+def without_settings(content: RecordDict) -> RecordDict:
+    """Copy a message's content as the app inside should see it."""
+    clean = RecordDict()
+    for key, record in content.items():
+        if key == RECORD:
+            continue
+        if isinstance(record, ConfigRecord):
+            kept = {k: v for k, v in record.items() if not k.startswith(KEY_PREFIX)}
+            clean[key] = ConfigRecord(kept)
+        else:
+            clean[key] = record
+    return clean
+
+
+def single_array_record(content: RecordDict, what: str) -> tuple[str, ArrayRecord]:
+    """Give the one ArrayRecord of a message and its key."""
+    records = content.array_records
+    if len(records) != 1:
+        raise LayoutError(
+            f"{what}: holds {len(records)} ArrayRecords ({', '.join(records) or 'none'}), "
+            "expected exactly one; send the model's arrays in one ArrayRecord"
+        )
+    key = next(iter(records))
+    return key, cast(ArrayRecord, records[key])
+
+
+def _tensor(name: str, array: Array) -> Tensor:
+    try:
+        x = array.numpy()
+    except TypeError as error:
+        raise LayoutError(
+            f"array {name!r}: is serialized as {array.stype!r}, which is not a dense array; "
+            "send numpy arrays or torch tensors"
+        ) from error
+    if not x.flags.writeable or not x.dtype.isnative:
+        x = x.astype(x.dtype.newbyteorder("="))
+    return torch.from_numpy(x)

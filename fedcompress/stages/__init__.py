@@ -1,0 +1,1 @@
+"""Stages: one published idea per file."""

@@ -1,0 +1,93 @@
+"""Uniform quantization."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedcompress.checks import check_choice, check_integer, check_positive
+from fedcompress.errors import SpecError
+from fedcompress.stage import Numbers, Stage
+from fedcompress.stages.scale import read_scale, times_scale
+from fedcompress.streams import Forms, Layout, Scale, ScaleForm, Streams
+
+# A symbol beyond these carries nothing that the working dtype does not round away.
+_MOST_SYMBOLS = {torch.float32: float(1 << 24), torch.float64: float(1 << 30)}
+
+
+@dataclass(frozen=True, repr=False)
+class Quantize(Stage):
+    """Round to multiples of one step for each array. Unbiased with stochastic rounding.
+
+    Alistarh et al. (2017), "QSGD"; Reisizadeh et al. (2020), "FedPAQ" (stochastic); Mitchell
+    et al. (2022), "Optimizing the communication-accuracy trade-off in federated learning with
+    rate-distortion theory" (a step in units of the standard deviation, then entropy coding).
+    Nothing is clipped: the alphabet is as large as the array needs, and zero stays zero.
+
+    Parameters
+    ----------
+    bits : int, optional
+        Bits of a symbol, 2 to 16: ``2**bits − 1`` levels over [−max|x|, max|x|].
+    step : float, optional
+        Step in units of the array's standard deviation. Give either ``bits`` or ``step``.
+    rounding : {"stochastic", "nearest"}
+        ``"stochastic"`` is unbiased; ``"nearest"`` is biased and has half its mean squared
+        error or less, at fewer bits.
+    """
+
+    name: ClassVar[str] = "quantize"
+    gives: ClassVar[Numbers] = "symbols"
+
+    bits: int | None = None
+    step: float | None = None
+    rounding: str = "stochastic"
+
+    def __post_init__(self) -> None:
+        if (self.bits is None) == (self.step is None):
+            raise SpecError(
+                "quantize: give either bits or step, as in quantize(4) or quantize(step=0.4)"
+            )
+        if self.bits is not None:
+            check_integer(self.name, "bits", self.bits, 2, 16)
+        if self.step is not None:
+            check_positive(self.name, "step", self.step)
+        check_choice(self.name, "rounding", self.rounding, ("stochastic", "nearest"))
+
+    @property
+    def unbiased(self) -> bool:
+        """With stochastic rounding."""
+        return self.rounding == "stochastic"
+
+    def encode(self, x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Streams]:
+        """Round ``x / step``; the side stream is the step."""
+        step = self._step_of(x)
+        side = (Scale(torch.tensor([step], dtype=x.dtype, device=x.device)),)
+        scaled = x / step
+        if self.rounding == "nearest":
+            return scaled.round_().to(torch.int32), side
+        noise = torch.from_numpy(rng.random(x.shape, dtype=np.float32)).to(x.device)
+        return scaled.add_(noise).floor_().to(torch.int32), side
+
+    def decode(self, x: Tensor, side: Streams, like: Layout) -> Tensor:
+        """Multiply the symbols by the step."""
+        return times_scale(x, read_scale(side), like)
+
+    def side_forms(self, like: Layout) -> Forms:
+        """Expect the step."""
+        return (ScaleForm(1, like.dtype),)
+
+    def _step_of(self, x: Tensor) -> float:
+        largest = float(x.abs().max()) if x.numel() else 0.0
+        if largest == 0:
+            return 1.0
+        if self.bits is not None:
+            step = largest / (2 ** (self.bits - 1) - 1)
+        else:
+            # In float64, since the square of a large float32 overflows.
+            step = (self.step or 0.0) * float(x.double().std(correction=0))
+            if step == 0:
+                step = largest
+        step = max(step, largest / _MOST_SYMBOLS[x.dtype], torch.finfo(x.dtype).tiny)
+        return float(torch.tensor(min(step, torch.finfo(x.dtype).max), dtype=x.dtype))

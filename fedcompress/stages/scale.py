@@ -1,0 +1,24 @@
+"""One floating-point scale for a whole array."""
+
+import torch
+from torch import Tensor
+
+from fedcompress.errors import PayloadError
+from fedcompress.streams import Layout, Scale, Streams
+
+
+def read_scale(side: Streams) -> float:
+    """Give the one scale that a stage sent."""
+    (stream,) = side
+    if not isinstance(stream, Scale):
+        raise PayloadError(f"expected a scale, got a stream of {stream.kind}")
+    return float(stream.values[0])
+
+
+def times_scale(x: Tensor, scale: float, like: Layout) -> Tensor:
+    """Multiply symbols by a scale, staying finite where the product would overflow."""
+    out = x.to(like.dtype).mul_(scale).reshape(like.shape)
+    limit = torch.finfo(like.dtype).max
+    if abs(scale) > limit / float(1 << 31):
+        out.clamp_(-limit, limit)
+    return out
