@@ -20,7 +20,8 @@ class WeightedSum:
     def __init__(self, reference: Mapping[str, Tensor]) -> None:
         self._reference = reference
         self._total = {
-            name: torch.zeros_like(x, dtype=_sum_dtype(x.dtype)) for name, x in reference.items()
+            name: torch.zeros(x.shape, dtype=_sum_dtype(x.dtype), device=x.device)
+            for name, x in reference.items()
         }
         self.weight = 0.0
 

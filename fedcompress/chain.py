@@ -174,7 +174,8 @@ class _Steps(Part):
         return _narrow(x, self.like.dtype).reshape(self.like.shape)
 
     def add_to(self, total: Tensor, weight: float) -> None:
-        if not self.stages or not self.stages[0].sparsifies:
+        exact = self.like.dtype == _working_dtype(self.like.dtype)
+        if not (exact and self.stages and self.stages[0].sparsifies):
             total.add_(self.dense(), alpha=weight)
             return
         side, before = self.steps[0]

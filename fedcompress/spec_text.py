@@ -17,17 +17,13 @@ def literal_text(value: object) -> str:
 def call_text(obj: object) -> str:
     """Write a frozen dataclass as the call that makes it: ``quantize(step=0.4)``.
 
-    Settings at their default are left out; leading ones are positional.
+    Settings at their default are left out; the first one is positional.
     """
     parts: list[str] = []
-    positional = True
-    for field in fields(obj):  # type: ignore[arg-type]
+    for i, field in enumerate(fields(obj)):  # type: ignore[arg-type]
         value = getattr(obj, field.name)
         if field.default is not MISSING and value == field.default:
-            positional = False
             continue
-        if field.kw_only or not positional:
-            parts.append(f"{field.name}={literal_text(value)}")
-        else:
-            parts.append(literal_text(value))
+        prefix = "" if i == 0 and not field.kw_only else f"{field.name}="
+        parts.append(prefix + literal_text(value))
     return f"{getattr(obj, 'name')}({', '.join(parts)})"

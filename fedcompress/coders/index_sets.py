@@ -1,18 +1,28 @@
 """Sets of positions, coded as gaps.
 
-The gaps of a set of k out of n positions drawn at random are geometric, so coding them at the
-entropy of their histogram costs what the set itself is worth, n·H(k/n) bits; where positions
-cluster, it costs less. Of long gaps the low bits, which are all but uniform, are packed.
+The gaps of k positions drawn at random out of n are geometric, so coding them by that model
+costs what the set itself is worth, n·H(k/n) bits, and needs no table. Where positions cluster,
+the histogram of the gaps itself costs less. Of long gaps the low bits, which are all but
+uniform, are packed.
 """
 
 import numpy as np
 
 from fedcompress.coders.bits import pack_bits, packed_size, unpack_bits
-from fedcompress.coders.symbols import decode_integers, encode_integers
+from fedcompress.coders.symbols import (
+    ans_decode,
+    ans_encode,
+    cost_bits,
+    decode_integers,
+    encode_integers,
+)
 from fedcompress.errors import PayloadError
 from fedcompress.wire import read_varint, write_varint
 
+_HISTOGRAM, _GEOMETRIC = 0, 1
 _MODELLED_BITS = 3  # a mean gap spans this many octaves of modelled values
+_MAX_ALPHABET = 4096
+_ONE = 1 << 32
 
 
 def encode_index_set(indices: np.ndarray, n: int) -> bytes:
@@ -22,9 +32,17 @@ def encode_index_set(indices: np.ndarray, n: int) -> bytes:
     if count in (0, n):
         return head
     gaps = np.diff(indices, prepend=-1) - 1
-    low_bits = max(0, (n // count).bit_length() - 1 - _MODELLED_BITS)
+    low_bits = _low_bits(count, n)
     low = pack_bits(gaps & ((1 << low_bits) - 1), low_bits)
-    return head + low + encode_integers(gaps >> low_bits)
+    high = gaps >> low_bits
+    best = bytes((_HISTOGRAM,)) + encode_integers(high)
+    largest = int(high.max())
+    if 0 < largest < _MAX_ALPHABET:
+        weights = _geometric_weights(count, n, low_bits, largest + 1)
+        counts = np.bincount(high, minlength=largest + 1)
+        if cost_bits(counts, weights) / 8 + 4 < len(best):
+            best = bytes((_GEOMETRIC,)) + write_varint(largest + 1) + ans_encode(high, weights)
+    return head + low + best
 
 
 def decode_index_set(data: memoryview, n: int) -> np.ndarray:
@@ -36,10 +54,10 @@ def decode_index_set(data: memoryview, n: int) -> np.ndarray:
         if position != len(data):
             raise PayloadError("payload: bytes left over behind positions; they are damaged")
         return np.arange(count, dtype=np.int64)
-    low_bits = max(0, (n // count).bit_length() - 1 - _MODELLED_BITS)
+    low_bits = _low_bits(count, n)
     end = position + packed_size(count, low_bits)
     low = unpack_bits(data[position:end], count, low_bits)
-    high = decode_integers(data[end:], count)
+    high = _decode_high(data[end:], count, n, low_bits)
     if int(high.min()) < 0 or int(high.max()) > n >> low_bits:
         raise PayloadError(f"payload: gaps longer than {n} positions; the bytes are damaged")
     indices = np.cumsum((high << low_bits) + low + 1) - 1
@@ -47,3 +65,32 @@ def decode_index_set(data: memoryview, n: int) -> np.ndarray:
     if int(indices[-1]) >= n:
         raise PayloadError(f"payload: a position beyond {n}; the bytes are damaged")
     return np.asarray(indices)
+
+
+def _decode_high(data: memoryview, count: int, n: int, low_bits: int) -> np.ndarray:
+    if len(data) == 0 or data[0] not in (_HISTOGRAM, _GEOMETRIC):
+        raise PayloadError("payload: positions in no known coding; the bytes are damaged")
+    if data[0] == _HISTOGRAM:
+        return decode_integers(data[1:], count)
+    alphabet, position = read_varint(data, 1)
+    if not 2 <= alphabet <= _MAX_ALPHABET:
+        raise PayloadError(f"payload: an alphabet of {alphabet} gaps; the bytes are damaged")
+    weights = _geometric_weights(count, n, low_bits, alphabet)
+    return ans_decode(data[position:], weights, count)
+
+
+def _low_bits(count: int, n: int) -> int:
+    return max(0, (n // count).bit_length() - 1 - _MODELLED_BITS)
+
+
+def _geometric_weights(count: int, n: int, low_bits: int, alphabet: int) -> np.ndarray:
+    """Weights of a gap's high part; in integers, so that both sides get the same."""
+    ratio = _ONE * (n - count) // n
+    for _ in range(low_bits):
+        ratio = ratio * ratio // _ONE
+    weights = np.empty(alphabet, np.int64)
+    weight = _ONE
+    for i in range(alphabet):
+        weights[i] = max(1, weight >> 8)
+        weight = weight * ratio // _ONE
+    return weights

@@ -75,8 +75,7 @@ def _encode_modelled(flat: np.ndarray, low: int, high: int, limit: int) -> bytes
         shifted = np.where(outside, size, shifted)
     counts = np.bincount(shifted, minlength=size + 1 if escapes.size else size)
     levels = _levels(counts)
-    entropy_bits = -float(np.sum(counts * np.log2(np.maximum(_probabilities(levels), 1e-30))))
-    if entropy_bits / 8 + packed_size(size, _LEVEL_BITS) + 12 >= limit:
+    if cost_bits(counts, _WEIGHTS[levels]) / 8 + packed_size(size, _LEVEL_BITS) + 12 >= limit:
         return None
     escape_low = int(escapes.min()) if escapes.size else 0
     escape_width = width_of(int(escapes.max()) - escape_low) if escapes.size else 0
@@ -92,7 +91,7 @@ def _encode_modelled(flat: np.ndarray, low: int, high: int, limit: int) -> bytes
             bytes((escape_width,)),
             pack_bits(escapes - escape_low, escape_width),
         ]
-    return b"".join(head) + _ans_encode(shifted.astype(np.int32), levels)
+    return b"".join(head) + ans_encode(shifted, _WEIGHTS[levels])
 
 
 def _decode_modelled(data: memoryview, position: int, count: int) -> np.ndarray:
@@ -118,7 +117,7 @@ def _decode_modelled(data: memoryview, position: int, count: int) -> np.ndarray:
         end = position + 1 + packed_size(escaped, width)
         escapes = unpack_bits(data[position + 1 : end], escaped, width) + _unzigzag(zigzag)
         position = end
-    symbols = _ans_decode(data[position:], levels, count).astype(np.int64)
+    symbols = ans_decode(data[position:], _WEIGHTS[levels], count)
     out = symbols + first
     if escaped:
         outside = symbols == size
@@ -144,41 +143,31 @@ def _levels(counts: np.ndarray) -> np.ndarray:
     return np.where(counts > 0, levels, 0).astype(np.int64)
 
 
-def _probabilities(levels: np.ndarray) -> np.ndarray:
-    weights = _WEIGHTS[levels].astype(np.float64)
-    return np.asarray(weights / weights.sum())
+def cost_bits(counts: np.ndarray, weights: np.ndarray) -> float:
+    """Bits that symbols with these counts take under a model of these weights."""
+    drawn = counts > 0
+    share = weights[drawn] / weights.sum()
+    return -float(np.sum(counts[drawn] * np.log2(share)))
 
 
-def _model(levels: np.ndarray) -> tuple[object, np.ndarray]:
-    present = np.flatnonzero(levels)
-    if present.size == 0:
-        raise PayloadError("payload: an empty symbol table; the bytes are damaged")
-    if present.size == 1:
-        # constriction wants two symbols at least; the second is never drawn by the encoder.
-        other = 1 if levels.size > 1 and present[0] != 1 else 0
-        present = np.unique(np.array([present[0], other]))
-        if present.size == 1:
-            raise PayloadError("payload: a symbol table of one symbol; the bytes are damaged")
-    probabilities = _WEIGHTS[levels[present]].astype(np.float64)
-    return (
-        constriction.stream.model.Categorical(probabilities / probabilities.sum(), perfect=False),
-        present.astype(np.int64),
-    )
+def ans_encode(symbols: np.ndarray, weights: np.ndarray) -> bytes:
+    """Code symbols (0 to len(weights) − 1) by asymmetric numeral systems.
 
-
-def _ans_encode(symbols: np.ndarray, levels: np.ndarray) -> bytes:
-    model, present = _model(levels)
-    dense = np.zeros(levels.size, np.int32)
+    ``weights`` are integers proportional to the probabilities; the decoder needs the same.
+    """
+    model, present = _model(weights)
+    dense = np.zeros(weights.size, np.int32)
     dense[present] = np.arange(present.size, dtype=np.int32)
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(dense[symbols], model)
     return bytes(coder.get_compressed().astype("<u4").tobytes())
 
 
-def _ans_decode(data: memoryview, levels: np.ndarray, count: int) -> np.ndarray:
+def ans_decode(data: memoryview, weights: np.ndarray, count: int) -> np.ndarray:
+    """Read ``count`` symbols (int64) that `ans_encode` coded under the same weights."""
     if len(data) % 4:
         raise PayloadError("payload: entropy-coded words are cut short; the bytes are damaged")
-    model, present = _model(levels)
+    model, present = _model(weights)
     words = np.frombuffer(data, "<u4").astype(np.uint32)
     try:
         coder = constriction.stream.stack.AnsCoder(words)
@@ -188,6 +177,17 @@ def _ans_decode(data: memoryview, levels: np.ndarray, count: int) -> np.ndarray:
     if not coder.is_empty():
         raise PayloadError("payload: entropy-coded words are left over; the bytes are damaged")
     return np.asarray(present[symbols])
+
+
+def _model(weights: np.ndarray) -> tuple[object, np.ndarray]:
+    present = np.flatnonzero(weights)
+    if present.size < 2:  # an encoder sends such a stream as a constant
+        raise PayloadError("payload: a model of fewer than two symbols; the bytes are damaged")
+    shares = weights[present].astype(np.float64)
+    return (
+        constriction.stream.model.Categorical(shares / shares.sum(), perfect=False),
+        present.astype(np.int64),
+    )
 
 
 def _zigzag(value: int) -> int:

@@ -11,11 +11,15 @@ from fedcompress.wire import read_varint, write_varint
 
 def tensor_bytes(x: Tensor) -> np.ndarray:
     """View a tensor as bytes (uint8), on the host, entries in row-major order."""
+    if x.numel() == 0:
+        return np.zeros(0, np.uint8)
     host = x.detach().cpu().contiguous().reshape(-1)
     return np.asarray(host.view(torch.uint8).numpy())
 
 
-def tensor_from_bytes(data: memoryview | np.ndarray, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def tensor_from_bytes(
+    data: memoryview | np.ndarray, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
     """Read a tensor from exactly its bytes; the tensor owns its memory."""
     size = int(np.prod(shape, dtype=np.int64))
     if len(data) != size * dtype.itemsize:
@@ -23,6 +27,8 @@ def tensor_from_bytes(data: memoryview | np.ndarray, shape: tuple[int, ...], dty
             f"payload: {size} values of {dtype} take {size * dtype.itemsize} bytes, "
             f"got {len(data)}; the bytes are damaged"
         )
+    if size == 0:
+        return torch.empty(shape, dtype=dtype)
     raw = np.array(np.frombuffer(data, np.uint8))
     return torch.from_numpy(raw).view(dtype).reshape(shape)
 

@@ -73,8 +73,10 @@ class RandomK(Stage):
         if not isinstance(stream, Seed):
             raise PayloadError(f"expected a seed, got a stream of {stream.kind}")
         indices = self._draw(stream.value, like.size).to(like.device)
-        factor = like.size / indices.numel() if self.rescale == "yes" else 1.0
-        add_at(total, indices, x, weight * factor)
+        if self.rescale == "yes" and indices.numel():
+            limit = torch.finfo(x.dtype).max
+            x = (x * (like.size / indices.numel())).clamp_(-limit, limit)
+        add_at(total, indices, x, weight)
 
     def _draw(self, seed: int, n: int) -> Tensor:
         """Draw k distinct positions, ascending; only raw generator words enter.

@@ -55,7 +55,7 @@ def positions(side: Streams) -> Tensor:
 
 
 def add_at(total: Tensor, indices: Tensor, x: Tensor, weight: float) -> None:
-    """Add ``weight * x`` to the entries of ``total`` at distinct ``indices``, in place."""
+    """Add ``weight * x`` at distinct ``indices`` of the contiguous ``total``, in place."""
     total.view(-1).index_add_(0, indices, x.to(total.dtype), alpha=weight)
 
 

@@ -1,0 +1,33 @@
+"""Payloads of wire version 1 never change, and decode to the same numbers for ever."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedcompress import parse
+
+_spec = importlib.util.spec_from_file_location("golden", Path(__file__).parent / "golden.py")
+assert _spec is not None and _spec.loader is not None
+golden = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(golden)
+
+
+@pytest.mark.parametrize("name", golden.SPECS)
+def test_the_encoder_still_writes_the_golden_bytes(name: str) -> None:
+    assert golden.payload_of(golden.SPECS[name]) == (golden.FOLDER / f"{name}.bin").read_bytes()
+
+
+@pytest.mark.parametrize("name", golden.SPECS)
+def test_golden_bytes_decode(name: str) -> None:
+    compressor = parse(golden.SPECS[name])
+    update = golden.update()
+    decoded = compressor.decode((golden.FOLDER / f"{name}.bin").read_bytes(), update)
+    assert torch.equal(decoded["steps"], update["steps"])
+    if golden.SPECS[name] in ("raw()", "lossless()", "entropy()"):
+        assert torch.equal(decoded["weight"], update["weight"])
+
+
+def test_every_golden_file_has_its_spec() -> None:
+    assert {path.stem for path in golden.FOLDER.glob("*.bin")} == set(golden.SPECS)
