@@ -14,6 +14,7 @@ from torch import Tensor
 from fedcompress import protocol
 from fedcompress.compressor import Compressor, State
 from fedcompress.errors import FedcompressError, NotFiniteError
+from fedcompress.flower_adapter import with_content
 from fedcompress.randomness import rng_for
 from fedcompress.reference import restore_reference
 from fedcompress.spec import parse
@@ -99,7 +100,7 @@ def _train(
         content[key] = protocol.tensors_to_record(before)
     else:
         before = protocol.record_to_tensors(record)
-    reply = call_next(Message(content=content, metadata=message.metadata), context)
+    reply = call_next(with_content(message, content), context)
     if reply.has_error():
         return reply
     started = time.perf_counter()
@@ -146,8 +147,9 @@ def _load_state(context: Context, compressor: Compressor, update: dict[str, Tens
     stored = context.state.array_records.get(protocol.STATE_RECORD)
     if settings is None or stored is None:
         return fresh
-    if settings.get(_SPEC) != str(compressor) or settings.get(_LAYOUT) != fingerprint_layout(update):
-        logger.info("client %s: spec or model changed; its residual starts anew", _client_key(context))
+    made_for = (settings.get(_SPEC), settings.get(_LAYOUT))
+    if made_for != (str(compressor), fingerprint_layout(update)):
+        logger.info("client %s: spec or model changed, residual anew", _client_key(context))
         return fresh
     return protocol.record_to_tensors(stored)
 

@@ -7,7 +7,8 @@ else, by the identity of their methods; the tests fail loudly when Flower change
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app.message import make_message
 from flwr.serverapp.strategy import (
     FedAdagrad,
     FedAdam,
@@ -27,6 +28,11 @@ _BY_WEIGHTED_MEAN = {
 def uses_weighted_mean(strategy: Strategy) -> bool:
     """Whether all that a strategy takes from the clients' arrays is their weighted mean."""
     return isinstance(strategy, FedAvg) and type(strategy).aggregate_train in _BY_WEIGHTED_MEAN
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """Make a message of the same metadata with other content; the given one stays as it is."""
+    return make_message(metadata=message.metadata, content=content)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ masks) are sent as they are after training: a difference of them could wrap arou
 
 import zlib
 from collections.abc import Mapping
-from typing import cast
 
 import numpy as np
 import torch
@@ -115,7 +114,8 @@ def checksum(arrays: Mapping[str, Tensor]) -> int:
 
     value = 0
     for x in arrays.values():
-        value = zlib.crc32(np.ascontiguousarray(x.cpu().numpy()).reshape(-1).view(np.uint8), value)
+        raw = np.ascontiguousarray(x.cpu().numpy()).reshape(-1).view(np.uint8)
+        value = zlib.crc32(raw.data, value)
     return value
 
 
@@ -152,7 +152,7 @@ def single_array_record(content: RecordDict, what: str) -> tuple[str, ArrayRecor
             "expected exactly one; send the model's arrays in one ArrayRecord"
         )
     key = next(iter(records))
-    return key, cast(ArrayRecord, records[key])
+    return key, records[key]
 
 
 def _tensor(name: str, array: Array) -> Tensor:

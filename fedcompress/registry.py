@@ -41,19 +41,19 @@ _Kind = TypeVar("_Kind")
 @cache
 def stages() -> MappingProxyType[str, type[Stage]]:
     """Map the name of every installed stage to its class."""
-    return _load("fedcompress.stages", _STAGES, Stage)
+    return _load("fedcompress.stages", _STAGES, Stage)  # type: ignore[type-abstract]
 
 
 @cache
 def coders() -> MappingProxyType[str, type[Coder]]:
     """Map the name of every installed coder to its class."""
-    return _load("fedcompress.coders", _CODERS, Coder)
+    return _load("fedcompress.coders", _CODERS, Coder)  # type: ignore[type-abstract]
 
 
 @cache
 def compressors() -> MappingProxyType[str, type[Compressor]]:
     """Map the name of every installed compressor that wraps others to its class."""
-    return _load("fedcompress.compressors", _COMPRESSORS, Compressor)
+    return _load("fedcompress.compressors", _COMPRESSORS, Compressor)  # type: ignore[type-abstract]
 
 
 def _load(

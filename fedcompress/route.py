@@ -33,7 +33,7 @@ class Route(Compressor):
     patterns: tuple[tuple[str, Compressor], ...]
     default: Compressor
 
-    def __init__(self, patterns: Mapping[str, object], default: object) -> None:
+    def __init__(self, patterns: object, default: object) -> None:
         if not isinstance(patterns, Mapping) or not patterns:
             raise SpecError(
                 "route: needs at least one pattern; write "

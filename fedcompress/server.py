@@ -17,7 +17,12 @@ from fedcompress.aggregation import WeightedSum
 from fedcompress.compressor import Compressor, Part
 from fedcompress.downlink import Broadcast
 from fedcompress.errors import ConfigError, FedcompressError, PayloadError
-from fedcompress.flower_adapter import check_metrics_agree, metrics_from, uses_weighted_mean
+from fedcompress.flower_adapter import (
+    check_metrics_agree,
+    metrics_from,
+    uses_weighted_mean,
+    with_content,
+)
 from fedcompress.reference import NO_VERSION
 from fedcompress.spec import parse
 from fedcompress.traffic import ClientDownlink, ClientTraffic, RoundTraffic
@@ -339,8 +344,7 @@ class Compressed(Strategy):
         )
         logger.info("round %d: one mean of %d clients follows", server_round, len(usable))
         with metrics_from(inner, contents):
-            reply = Message(content=summed, metadata=first.metadata)
-            return inner.aggregate_train(server_round, [reply, *errors])
+            return inner.aggregate_train(server_round, [with_content(first, summed), *errors])
 
     def _dense_reply(self, reply: Message, parts: dict[str, Part]) -> Message:
         update = {name: part.dense() for name, part in parts.items()}
@@ -352,7 +356,7 @@ class Compressed(Strategy):
         content[key] = protocol.tensors_to_record(
             {name: x if x.is_floating_point() else x.double() for name, x in model.items()}
         )
-        return Message(content=content, metadata=reply.metadata)
+        return with_content(reply, content)
 
     def _restore_dtypes(self, arrays: ArrayRecord) -> ArrayRecord:
         """Give the aggregate the dtypes of the model; Flower's rules make floats of counters."""

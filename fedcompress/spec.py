@@ -25,14 +25,14 @@ from fedcompress.stage import Stage
 _MOST_CHARACTERS = 4096
 
 
-def parse(spec: str | Compressor) -> Compressor:
+def parse(spec: object) -> Compressor:
     """Make the compressor that a spec string names.
 
     Parameters
     ----------
-    spec : str or Compressor
+    spec : str, Compressor, Stage or Coder
         Such as ``"error_feedback(top_k(0.01) | quantize(4) | entropy())"``; a compressor is
-        given back as it is. A chain without a coder ends with ``entropy()``.
+        given back as it is, a lone stage or coder becomes a chain. A chain without a coder ends with ``entropy()``.
 
     Raises
     ------
