@@ -1,4 +1,4 @@
-"""Compression of federated model updates: stages, coders, payloads and both ends of the protocol."""
+"""Compression of federated model updates: stages, coders, and both ends of the protocol."""
 
 from fedcompress.chain import Chain, chain
 from fedcompress.client import compress, compression_mod

@@ -24,7 +24,9 @@ def check_positive(owner: str, setting: str, value: object) -> None:
 def check_integer(owner: str, setting: str, value: object, low: int, high: int) -> None:
     """Raise `SpecError` unless ``value`` is an integer in [low, high]."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise SpecError(f"{owner}: {setting} must be an integer from {low} to {high}, got {value!r}")
+        raise SpecError(
+            f"{owner}: {setting} must be an integer from {low} to {high}, got {value!r}"
+        )
 
 
 def check_choice(owner: str, setting: str, value: object, choices: tuple[str, ...]) -> None:
@@ -43,6 +45,8 @@ def near(name: str, known: list[str]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not (
-        isinstance(value, float) and math.isnan(value)
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and not (isinstance(value, float) and math.isnan(value))
     )

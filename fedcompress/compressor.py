@@ -89,9 +89,7 @@ class Compressor(ABC):
         """
         return self.init_state(as_tensors(like))
 
-    def encode(
-        self, update: Arrays, state: State, rng: np.random.Generator
-    ) -> tuple[bytes, State]:
+    def encode(self, update: Arrays, state: State, rng: np.random.Generator) -> tuple[bytes, State]:
         """Encode an update.
 
         Parameters

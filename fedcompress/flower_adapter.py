@@ -7,7 +7,7 @@ else, by the identity of their methods; the tests fail loudly when Flower change
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.serverapp.strategy import (
     FedAdagrad,
@@ -35,6 +35,33 @@ def with_content(message: Message, content: RecordDict) -> Message:
     return make_message(metadata=message.metadata, content=content)
 
 
+def strategies_inside(strategy: Strategy) -> Iterator[Strategy]:
+    """Walk a strategy and those that it wraps, outermost first."""
+    inner: object = strategy
+    while isinstance(inner, Strategy):
+        yield inner
+        inner = getattr(inner, "strategy", None)
+
+
+def weight_key(strategy: Strategy) -> str:
+    """Name the metric by which the rule inside weighs clients."""
+    for inner in strategies_inside(strategy):
+        if isinstance(inner, FedAvg):
+            return inner.weighted_by_key
+    return "num-examples"
+
+
+def tell_server_momentum(strategy: Strategy, arrays: ArrayRecord) -> None:
+    """Let FedAvgM inside know the model that this round starts from.
+
+    It remembers what it returned, which is not what the clients start from where that was
+    distilled or broadcast with loss; its momentum would take the difference for the clients'.
+    """
+    for inner in strategies_inside(strategy):
+        if isinstance(inner, FedAvgM):
+            inner.current_arrays = arrays
+
+
 @contextmanager
 def metrics_from(strategy: Strategy, contents: list[RecordDict]) -> Iterator[None]:
     """Let a strategy aggregate the metrics of ``contents`` while it sees one summed reply."""
@@ -56,4 +83,3 @@ def metrics_from(strategy: Strategy, contents: list[RecordDict]) -> Iterator[Non
 def check_metrics_agree(strategy: FedAvg, contents: list[RecordDict]) -> None:
     """Raise Flower's own error where the clients' MetricRecords do not fit together."""
     validate_message_reply_consistency(contents, strategy.weighted_by_key, check_arrayrecord=False)
-

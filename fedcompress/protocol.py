@@ -27,7 +27,7 @@ BASE_KEY = "fedcompress.base"  # version of the reference model that the payload
 VERSION_KEY = "fedcompress.version"  # version that they lead to
 CHECKSUM_KEY = "fedcompress.checksum"  # of the reference model at that version
 ENCODE_SECONDS_KEY = "encode-seconds"
-
+ERROR_PREFIX = "fedcompress: "  # of the reason in a client's error reply
 
 
 def record_to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
@@ -110,8 +110,6 @@ def check_same_layout(after: Mapping[str, Tensor], before: Mapping[str, Tensor])
 
 def checksum(arrays: Mapping[str, Tensor]) -> int:
     """Give the CRC-32 over the bytes of all arrays in order."""
-
-
     value = 0
     for x in arrays.values():
         raw = np.ascontiguousarray(x.cpu().numpy()).reshape(-1).view(np.uint8)
@@ -153,6 +151,19 @@ def single_array_record(content: RecordDict, what: str) -> tuple[str, ArrayRecor
         )
     key = next(iter(records))
     return key, records[key]
+
+
+def data_bytes(content: RecordDict) -> int:
+    """Count the bytes of all arrays of a message as they lie in it."""
+    return sum(
+        len(array.data) for record in content.array_records.values() for array in record.values()
+    )
+
+
+def without_arrays(content: RecordDict) -> RecordDict:
+    """Copy a reply's content without its arrays and our own record."""
+    arrays = content.array_records
+    return RecordDict({k: r for k, r in content.items() if k not in arrays and k != RECORD})
 
 
 def _tensor(name: str, array: Array) -> Tensor:

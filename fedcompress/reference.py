@@ -9,7 +9,7 @@ from fedcompress import protocol
 from fedcompress.errors import PayloadError
 from fedcompress.spec import parse
 
-FULL_SPEC = "lossless()"
+NEEDS_WHOLE_MODEL = "the whole model is needed"
 _VERSION = "version"
 NO_VERSION = -1
 
@@ -37,7 +37,7 @@ def restore_reference(
     if protocol.checksum(reference) != settings[protocol.CHECKSUM_KEY]:
         _forget(context)
         raise PayloadError(
-            f"reference model {version}: differs from the server's; the whole model is needed"
+            f"reference model {version}: differs from the server's; {NEEDS_WHOLE_MODEL}"
         )
     kept = context.state.config_records.get(protocol.RECORD, ConfigRecord())
     kept[_VERSION] = version
@@ -59,7 +59,7 @@ def _apply(
         _forget(context)
         raise PayloadError(
             f"reference model: this client holds version {held}, the server counted on {base}; "
-            "the whole model is needed"
+            f"{NEEDS_WHOLE_MODEL}"
         )
     compressor = parse(str(settings[protocol.DOWNLINK_KEY]))
     reference = protocol.record_to_tensors(stored)

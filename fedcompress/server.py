@@ -1,10 +1,9 @@
 """The server's end: a strategy around any Flower strategy."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -14,18 +13,22 @@ from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.aggregation import WeightedSum
-from fedcompress.compressor import Compressor, Part
+from fedcompress.compressor import Compressor
 from fedcompress.downlink import Broadcast
-from fedcompress.errors import ConfigError, FedcompressError, PayloadError
+from fedcompress.errors import ConfigError, FedcompressError
 from fedcompress.flower_adapter import (
     check_metrics_agree,
     metrics_from,
+    tell_server_momentum,
     uses_weighted_mean,
+    weight_key,
     with_content,
 )
-from fedcompress.reference import NO_VERSION
+from fedcompress.incoming import Answer, in_order, is_dense, read_reply
+from fedcompress.outgoing import Outgoing
+from fedcompress.reference import NEEDS_WHOLE_MODEL
 from fedcompress.spec import parse
-from fedcompress.traffic import ClientDownlink, ClientTraffic, RoundTraffic
+from fedcompress.traffic import ClientTraffic, RoundTraffic
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +100,7 @@ class Compressed(Strategy):
         self.last_round = RoundTraffic(server_round=0)
         self._broadcast = None if self.downlink is None else Broadcast(self.downlink, seed)
         self._reference: dict[str, Tensor] = {}
-        self._sent: dict[int, Compressor] = {}  # by node id, in this round
-        self._arrays_key = "arrays"
+        self._sent: dict[int, Compressor] = {}  # by node id, in this round and in its order
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -109,13 +111,19 @@ class Compressed(Strategy):
             self._broadcast.advance_to(model, server_round)
             model = self._broadcast.reference
             arrays = protocol.tensors_to_record(model)
+            tell_server_momentum(self.strategy, arrays)
         self._reference = model
         self._sent = {}
         self.last_round = RoundTraffic(server_round=server_round)
+        outgoing = Outgoing(server_round, self.seed, self._broadcast)
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
-        contents: dict[tuple[int, str, int], RecordDict] = {}
         for message in messages:
-            self._prepare(message, server_round, contents)
+            node_id = message.metadata.dst_node_id
+            uplink = self.uplink
+            self._sent[node_id] = parse(
+                uplink(node_id, server_round) if callable(uplink) else uplink
+            )
+            self.last_round.downlink.append(outgoing.prepare(message, self._sent[node_id]))
         return messages
 
     def aggregate_train(
@@ -124,26 +132,31 @@ class Compressed(Strategy):
         """Check and decode the payloads, and aggregate inside."""
         started = time.perf_counter()
         errors: list[Message] = []
-        usable: list[tuple[Message, dict[str, Part]]] = []
+        answers: list[Answer] = []
         dense = 0
-        for reply in sorted_by_message(replies, self._sent):
+        for reply in in_order(replies, self._sent):
             if reply.has_error():
                 errors.append(reply)
                 self._note_error(reply)
                 continue
             try:
-                usable.append((reply, self._read(reply)))
+                answer = read_reply(reply, self._sent, self._reference, weight_key(self.strategy))
             except FedcompressError as error:
-                dense += _is_dense(reply)
-                self._note_rejected(reply, str(error))
+                dense += is_dense(reply)
+                self._note(reply, "rejected", str(error), protocol.data_bytes(reply.content))
+                continue
+            answers.append(answer)
+            self.last_round.clients.append(answer.traffic)
+            if self._broadcast is not None:
+                self._broadcast.confirm(answer.traffic.node_id)
         self.last_round.decode_seconds = time.perf_counter() - started
-        if dense and not usable:
+        if dense and not answers:
             raise ConfigError(
                 f"Compressed: {dense} clients sent dense arrays and none a payload; put "
                 "compression_mod first in ClientApp(mods=[...]), or wrap the app by compress()"
             )
         started = time.perf_counter()
-        aggregated = self._aggregate(server_round, usable, errors)
+        aggregated = self._aggregate(server_round, answers, errors)
         self.last_round.aggregate_seconds = time.perf_counter() - started
         return aggregated
 
@@ -175,188 +188,73 @@ class Compressed(Strategy):
         if self._broadcast is not None and state:
             self._broadcast.load_state_dict(state)
 
-    def _prepare(
-        self,
-        message: Message,
-        server_round: int,
-        contents: dict[tuple[int, str, int], RecordDict],
-    ) -> None:
-        node_id = message.metadata.dst_node_id
-        uplink = self.uplink
-        compressor = parse(uplink(node_id, server_round)) if callable(uplink) else uplink
-        if not isinstance(compressor, Compressor):
-            raise TypeError(f"uplink: {compressor!r} is no compressor")
-        self._sent[node_id] = compressor
-        base = NO_VERSION
-        key, record = protocol.single_array_record(message.content, "message")
-        self._arrays_key = key
-        if self._broadcast is None:
-            size = sum(len(array.data) for array in record.values())
-            self.last_round.downlink.append(ClientDownlink(node_id, size, 0))
-        else:
-            shipment = self._broadcast.ship_to(node_id)
-            record, base = shipment.record, shipment.base
-            self.last_round.downlink.append(
-                ClientDownlink(node_id, shipment.payload_bytes, shipment.catchup_bytes)
-            )
-        shared = (id(message.content), str(compressor), base)
-        if shared not in contents:
-            contents[shared] = self._content(
-                message.content, key, record, self._settings(compressor, server_round, base)
-            )
-        message.content = contents[shared]
-
-    def _settings(self, compressor: Compressor, server_round: int, base: int) -> ConfigRecord:
-        settings = ConfigRecord(
-            {
-                protocol.UPLINK_KEY: str(compressor),
-                protocol.SEED_KEY: self.seed,
-                protocol.ROUND_KEY: server_round,
-            }
-        )
-        if self._broadcast is not None:
-            settings[protocol.DOWNLINK_KEY] = str(self.downlink)
-            settings[protocol.BASE_KEY] = base
-            settings[protocol.VERSION_KEY] = self._broadcast.version
-            settings[protocol.CHECKSUM_KEY] = self._broadcast.checksum
-        return settings
-
-    def _content(
-        self, given: RecordDict, key: str, record: ArrayRecord, settings: ConfigRecord
-    ) -> RecordDict:
-        """Copy a message's content with our settings in it; the given one may be shared."""
-        content = RecordDict()
-        configs = list(given.config_records)
-        for name, value in given.items():
-            if name == key:
-                content[name] = record
-            elif configs and name == configs[0]:
-                content[name] = ConfigRecord({**given.config_records[name], **settings})
-            else:
-                content[name] = value
-        if not configs:
-            content[protocol.RECORD] = settings
-        return content
-
-    def _read(self, reply: Message) -> dict[str, Part]:
-        node_id = reply.metadata.src_node_id
-        if node_id not in self._sent:
-            raise PayloadError(f"reply of node {node_id}: it was not asked in this round")
-        _, record = protocol.single_array_record(reply.content, "reply")
-        payloads = protocol.record_to_payloads(record)
-        if len(payloads) != 1:
-            raise PayloadError(f"reply: holds {len(payloads)} payloads, expected one")
-        parts, by_stream = self._sent[node_id].read(payloads[0], self._reference)
-        for name, part in parts.items():
-            if not part.is_finite():
-                raise PayloadError(f"update of {name!r} holds NaN or infinity; training diverged")
-        self._check_weight(reply)
-        own = reply.content.config_records.get(protocol.RECORD, ConfigRecord())
-        seconds = own.get(protocol.ENCODE_SECONDS_KEY)
-        self.last_round.clients.append(
-            ClientTraffic(
-                node_id=node_id,
-                status="ok",
-                uplink_payload_bytes=len(payloads[0]),
-                uplink_bytes_by_stream=by_stream,
-                encode_seconds=float(seconds) if isinstance(seconds, float) else None,
-            )
-        )
-        if self._broadcast is not None:
-            self._broadcast.confirm(node_id)
-        return parts
-
-    def _check_weight(self, reply: Message) -> None:
-        if not isinstance(self.strategy, FedAvg):
-            return
-        key = self.strategy.weighted_by_key
-        for metrics in reply.content.metric_records.values():
-            weight = metrics.get(key)
-            if isinstance(weight, int | float) and not (math.isfinite(weight) and weight >= 0):
-                raise PayloadError(f"metric {key!r} is {weight}; a weight is finite and not below 0")
-
     def _note_error(self, reply: Message) -> None:
-        node_id, reason = reply.metadata.src_node_id, reply.error.reason or "no reason given"
-        rejected = reason.startswith("fedcompress: ")
-        if self._broadcast is not None and "the whole model is needed" in reason:
-            self._broadcast.forget(node_id)
-        self.last_round.clients.append(
-            ClientTraffic(node_id, "rejected" if rejected else "error", reason)
-        )
-        logger.warning("round %d: node %d: %s", self.last_round.server_round, node_id, reason)
+        reason = reply.error.reason or "no reason given"
+        if self._broadcast is not None and NEEDS_WHOLE_MODEL in reason:
+            self._broadcast.forget(reply.metadata.src_node_id)
+        ours = reason.startswith(protocol.ERROR_PREFIX)
+        self._note(reply, "rejected" if ours else "error", reason, 0)
 
-    def _note_rejected(self, reply: Message, reason: str) -> None:
+    def _note(
+        self, reply: Message, status: Literal["rejected", "error"], reason: str, size: int
+    ) -> None:
         node_id = reply.metadata.src_node_id
-        size = sum(
-            len(array.data)
-            for record in reply.content.array_records.values()
-            for array in record.values()
-        )
-        self.last_round.clients.append(
-            ClientTraffic(node_id, "rejected", reason, uplink_payload_bytes=size)
-        )
+        self.last_round.clients.append(ClientTraffic(node_id, status, reason, size))
         logger.warning("round %d: node %d: %s", self.last_round.server_round, node_id, reason)
 
     def _aggregate(
-        self,
-        server_round: int,
-        usable: list[tuple[Message, dict[str, Part]]],
-        errors: list[Message],
+        self, server_round: int, answers: list[Answer], errors: list[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         arrays, metrics = None, None
-        if not usable:
+        if not answers:
             logger.warning(
                 "round %d: nothing usable came back from %d clients; the model stays as it is",
                 server_round,
                 len(self._sent),
             )
-        elif uses_weighted_mean(self.strategy):
-            arrays, metrics = self._aggregate_mean(server_round, usable, errors)
+        elif isinstance(self.strategy, FedAvg) and uses_weighted_mean(self.strategy):
+            arrays, metrics = self._aggregate_mean(self.strategy, server_round, answers, errors)
         else:
-            replies = [self._dense_reply(reply, parts) for reply, parts in usable]
+            replies = [self._dense_reply(answer) for answer in answers]
             arrays, metrics = self.strategy.aggregate_train(server_round, replies + errors)
         if arrays is not None:
             arrays = self._restore_dtypes(arrays)
         return arrays, self.last_round.add_to_metrics(metrics)
 
     def _aggregate_mean(
-        self,
-        server_round: int,
-        usable: list[tuple[Message, dict[str, Part]]],
-        errors: list[Message],
+        self, inner: FedAvg, server_round: int, answers: list[Answer], errors: list[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        inner = cast(FedAvg, self.strategy)
-        contents = [_without_payload(reply.content) for reply, _ in usable]
+        contents = [protocol.without_arrays(answer.reply.content) for answer in answers]
         check_metrics_agree(inner, contents)
         weighted = WeightedSum(self._reference)
-        for content, (_, parts) in zip(contents, usable, strict=True):
+        for content, answer in zip(contents, answers, strict=True):
             (metrics,) = content.metric_records.values()
-            weighted.add(parts, float(cast(float, metrics[inner.weighted_by_key])))
+            weighted.add(answer.parts, float(cast(float, metrics[inner.weighted_by_key])))
         if weighted.weight == 0:
             logger.warning("round %d: all weights are 0; the model stays as it is", server_round)
             return None, None
-        first = usable[0][0]
         summed = RecordDict(
             {
-                self._arrays_key: protocol.tensors_to_record(weighted.mean()),
+                inner.arrayrecord_key: protocol.tensors_to_record(weighted.mean()),
                 "metrics": MetricRecord({inner.weighted_by_key: weighted.weight}),
             }
         )
-        logger.info("round %d: one mean of %d clients follows", server_round, len(usable))
+        logger.info("round %d: one mean of %d clients follows", server_round, len(answers))
         with metrics_from(inner, contents):
-            return inner.aggregate_train(server_round, [with_content(first, summed), *errors])
+            reply = with_content(answers[0].reply, summed)
+            return inner.aggregate_train(server_round, [reply, *errors])
 
-    def _dense_reply(self, reply: Message, parts: dict[str, Part]) -> Message:
-        update = {name: part.dense() for name, part in parts.items()}
+    def _dense_reply(self, answer: Answer) -> Message:
+        update = {name: part.dense() for name, part in answer.parts.items()}
         model = protocol.advance(self._reference, update)
-        content = _without_payload(reply.content)
-        key = next(iter(reply.content.array_records))
+        content = protocol.without_arrays(answer.reply.content)
+        key = next(iter(answer.reply.content.array_records))
         # Integers go in as float64, which holds every counter exactly: rules such as q-FedAvg
         # compute in place and fail on integer arrays.
         content[key] = protocol.tensors_to_record(
             {name: x if x.is_floating_point() else x.double() for name, x in model.items()}
         )
-        return with_content(reply, content)
+        return with_content(answer.reply, content)
 
     def _restore_dtypes(self, arrays: ArrayRecord) -> ArrayRecord:
         """Give the aggregate the dtypes of the model; Flower's rules make floats of counters."""
@@ -372,22 +270,3 @@ class Compressed(Strategy):
             else:
                 restored[name] = x.round().to(like.dtype)
         return protocol.tensors_to_record(restored)
-
-
-def sorted_by_message(replies: Iterable[Message], sent: Mapping[int, object]) -> list[Message]:
-    """Put replies into the order in which their messages were sent.
-
-    Sums of floats depend on their order; replies arrive in any.
-    """
-    place = {node_id: i for i, node_id in enumerate(sent)}
-    return sorted(replies, key=lambda reply: place.get(reply.metadata.src_node_id, len(place)))
-
-
-def _is_dense(reply: Message) -> bool:
-    records = reply.content.array_records.values()
-    return any(array.stype != protocol.STYPE for record in records for array in record.values())
-
-
-def _without_payload(content: RecordDict) -> RecordDict:
-    arrays = content.array_records
-    return RecordDict({k: r for k, r in content.items() if k not in arrays and k != protocol.RECORD})

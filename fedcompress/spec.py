@@ -3,7 +3,7 @@
 ::
 
     spec       = link ("|" link)*            a chain of stages, ended by a coder
-               | wrapper                     error_feedback(spec), route({"pattern": spec}, default=spec)
+               | wrapper(spec)               such as error_feedback(top_k(0.01) | entropy())
     link       = name "(" arguments ")"
     arguments  = literals, positional or by keyword
 
@@ -32,7 +32,8 @@ def parse(spec: object) -> Compressor:
     ----------
     spec : str, Compressor, Stage or Coder
         Such as ``"error_feedback(top_k(0.01) | quantize(4) | entropy())"``; a compressor is
-        given back as it is, a lone stage or coder becomes a chain. A chain without a coder ends with ``entropy()``.
+        given back as it is, a lone stage or coder becomes a chain. A chain without a coder
+        ends with ``entropy()``.
 
     Raises
     ------

@@ -109,7 +109,7 @@ def _check_round_trip(compressor: Compressor, what: str, update: Mapping[str, Te
     assert counts["overhead"] <= HEADER_BYTES + 4 * streams, f"{where}: overhead {counts}"
     for name, x in update.items():
         y = decoded[name]
-        assert y.shape == x.shape and y.dtype == x.dtype, f"{where}: {name} came back as {y}"
+        assert (y.shape, y.dtype) == (x.shape, x.dtype), f"{where}: {name} came back as {y}"
         if x.is_floating_point():
             assert bool(torch.isfinite(y).all()), f"{where}: {name} came back not finite"
         else:
@@ -129,9 +129,9 @@ def _check_not_finite(compressor: Compressor) -> None:
         except NotFiniteError:
             continue
         decoded = compressor.decode(payload, update)
-        assert torch.equal(
-            decoded["x"].isfinite(), update["x"].isfinite()
-        ), f"{compressor}: took {value} and gave back {decoded['x']}"
+        assert torch.equal(decoded["x"].isfinite(), update["x"].isfinite()), (
+            f"{compressor}: took {value} and gave back {decoded['x']}"
+        )
 
 
 def _check_damage(compressor: Compressor) -> None:
@@ -175,7 +175,9 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     """Whether two mappings hold equal arrays, NaN being equal to itself."""
     return a.keys() == b.keys() and all(
         torch.equal(x, b[name])
-        or torch.equal(x.isnan(), b[name].isnan())
-        and torch.equal(x.nan_to_num(), b[name].nan_to_num())
+        or (
+            torch.equal(x.isnan(), b[name].isnan())
+            and torch.equal(x.nan_to_num(), b[name].nan_to_num())
+        )
         for name, x in a.items()
     )

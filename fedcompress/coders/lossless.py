@@ -10,7 +10,16 @@ from fedcompress.coders.exact import decode_exact, encode_exact
 from fedcompress.coders.pack import Pack
 from fedcompress.coders.raw import decode_plain, encode_plain
 from fedcompress.errors import PayloadError
-from fedcompress.streams import FloatForm, Floats, Form, Layout, Stream, SymbolForm, Symbols
+from fedcompress.streams import (
+    FloatForm,
+    Floats,
+    Form,
+    IndexSet,
+    Layout,
+    Stream,
+    SymbolForm,
+    Symbols,
+)
 
 _WIDTHS = (torch.int8, torch.int16, torch.int32)
 _HOST = torch.device("cpu")
@@ -35,8 +44,10 @@ class Lossless(Coder):
                 return bytes((code,)) + encode_exact(values.to(_WIDTHS[code]))
             case Floats(values):
                 return encode_exact(values)
+            case IndexSet():
+                return Pack().encode(stream)
             case _:
-                return Pack().encode(stream) if stream.kind == "index" else encode_plain(stream)
+                return encode_plain(stream)
 
     def decode(self, data: memoryview, form: Form) -> Stream:
         """Read one stream back."""
@@ -49,4 +60,6 @@ class Lossless(Coder):
             case FloatForm(shape, dtype):
                 return Floats(decode_exact(data, Layout(shape, dtype, _HOST)))
             case _:
-                return Pack().decode(data, form) if form.kind == "index" else decode_plain(data, form)
+                return (
+                    Pack().decode(data, form) if form.kind == "index" else decode_plain(data, form)
+                )

@@ -87,5 +87,3 @@ def decode_plain(data: memoryview, form: Form) -> Stream:
 
 def _index_dtype(n: int) -> str:
     return "<u4" if n <= 1 << 32 else "<u8"
-
-

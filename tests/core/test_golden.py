@@ -9,7 +9,8 @@ import torch
 from fedcompress import parse
 
 _spec = importlib.util.spec_from_file_location("golden", Path(__file__).parent / "golden.py")
-assert _spec is not None and _spec.loader is not None
+assert _spec is not None
+assert _spec.loader is not None
 golden = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(golden)
 

@@ -14,8 +14,14 @@ from fedcompress.testing import check_compressor, sample_arrays
 
 SETTINGS = {
     "cast": ["float16", "bfloat16"],
-    "quantize": [{"bits": 4}, {"bits": 2}, {"bits": 16}, {"step": 0.4},
-                 {"step": 2.0, "rounding": "nearest"}, {"bits": 3, "rounding": "nearest"}],
+    "quantize": [
+        {"bits": 4},
+        {"bits": 2},
+        {"bits": 16},
+        {"step": 0.4},
+        {"step": 2.0, "rounding": "nearest"},
+        {"bits": 3, "rounding": "nearest"},
+    ],
     "random_k": [0.1, 0.9, {"fraction": 0.3, "rescale": "no"}, 1.0],
     "sign": [{}],
     "ternary": [{}, 1.5],

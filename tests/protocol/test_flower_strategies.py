@@ -36,10 +36,12 @@ BY_MEAN = {"FedAvg", "FedProx", "FedAvgM", "FedAdagrad", "FedAdam", "FedYogi"}
 NOT_ARRAYS = {"FedXgbBagging", "FedXgbCyclic"}  # these carry trees, not a model's arrays
 DP_WRAPPERS: dict[str, tuple[Callable[..., Strategy], list[object]]] = {
     "DifferentialPrivacyServerSideFixedClipping": (
-        lambda s: flower.DifferentialPrivacyServerSideFixedClipping(s, 0.0, 0.5, CLIENTS), []
+        lambda s: flower.DifferentialPrivacyServerSideFixedClipping(s, 0.0, 0.5, CLIENTS),
+        [],
     ),
     "DifferentialPrivacyServerSideAdaptiveClipping": (
-        lambda s: flower.DifferentialPrivacyServerSideAdaptiveClipping(s, 0.0, CLIENTS), []
+        lambda s: flower.DifferentialPrivacyServerSideAdaptiveClipping(s, 0.0, CLIENTS),
+        [],
     ),
     "DifferentialPrivacyClientSideFixedClipping": (
         lambda s: flower.DifferentialPrivacyClientSideFixedClipping(s, 0.0, 0.5, CLIENTS),
@@ -177,5 +179,3 @@ def test_custom_metrics_aggregation_sees_every_client() -> None:
     assert seen == [CLIENTS, CLIENTS]
     assert result.train_metrics_clientapp[1]["clients"] == CLIENTS
     assert inner.train_metrics_aggr_fn is aggregate
-
-

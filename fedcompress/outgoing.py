@@ -1,0 +1,76 @@
+"""What the server adds to the messages of a round: the spec, and a compressed model."""
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fedcompress import protocol
+from fedcompress.compressor import Compressor
+from fedcompress.downlink import Broadcast
+from fedcompress.reference import NO_VERSION
+from fedcompress.traffic import ClientDownlink
+
+
+class Outgoing:
+    """Prepares the messages of one round; messages that are alike share one content.
+
+    Parameters
+    ----------
+    server_round : int
+        Round that the messages belong to.
+    seed : int
+        Seed of the run.
+    broadcast : Broadcast or None
+        The compressed downlink, advanced to this round, if there is one.
+    """
+
+    def __init__(self, server_round: int, seed: int, broadcast: Broadcast | None) -> None:
+        self._round = server_round
+        self._seed = seed
+        self._broadcast = broadcast
+        self._contents: dict[tuple[int, str, int], RecordDict] = {}
+
+    def prepare(self, message: Message, compressor: Compressor) -> ClientDownlink:
+        """Give a message its new content, and say what it weighs."""
+        node_id = message.metadata.dst_node_id
+        key, record = protocol.single_array_record(message.content, "message")
+        base = NO_VERSION
+        if self._broadcast is None:
+            traffic = ClientDownlink(node_id, protocol.data_bytes(message.content), 0)
+        else:
+            shipment = self._broadcast.ship_to(node_id)
+            record, base = shipment.record, shipment.base
+            traffic = ClientDownlink(node_id, shipment.payload_bytes, shipment.catchup_bytes)
+        shared = (id(message.content), str(compressor), base)
+        if shared not in self._contents:
+            settings = self._settings(compressor, base)
+            self._contents[shared] = _with_settings(message.content, key, record, settings)
+        message.content = self._contents[shared]
+        return traffic
+
+    def _settings(self, compressor: Compressor, base: int) -> ConfigRecord:
+        settings = ConfigRecord(
+            {
+                protocol.UPLINK_KEY: str(compressor),
+                protocol.SEED_KEY: self._seed,
+                protocol.ROUND_KEY: self._round,
+            }
+        )
+        if self._broadcast is not None:
+            settings[protocol.DOWNLINK_KEY] = str(self._broadcast.compressor)
+            settings[protocol.BASE_KEY] = base
+            settings[protocol.VERSION_KEY] = self._broadcast.version
+            settings[protocol.CHECKSUM_KEY] = self._broadcast.checksum
+        return settings
+
+
+def _with_settings(
+    given: RecordDict, key: str, record: ArrayRecord, settings: ConfigRecord
+) -> RecordDict:
+    """Copy a content with our settings in its first ConfigRecord; the given one may be shared."""
+    content = RecordDict()
+    first = next(iter(given.config_records), None)
+    content.update(given)
+    content[key] = record
+    mine = ConfigRecord({} if first is None else dict(given.config_records[first]))
+    mine.update(settings)
+    content[protocol.RECORD if first is None else first] = mine
+    return content

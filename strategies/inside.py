@@ -1,0 +1,43 @@
+"""What stands inside a strategy that wraps others: found and checked."""
+
+import logging
+
+from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
+
+from fedcompress.errors import ConfigError
+from fedcompress.flower_adapter import strategies_inside
+from fedcompress.server import Compressed
+
+logger = logging.getLogger(__name__)
+
+
+def check_inside(strategy: Strategy) -> None:
+    """Refuse what `Distilled` cannot stand around.
+
+    Raises
+    ------
+    ConfigError
+        If it is no Strategy, or compression or tree boosting is somewhere inside.
+    """
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(
+            f"Distilled: strategy must be a flwr.serverapp.strategy.Strategy, got "
+            f"{type(strategy).__name__}; build one, such as FedAvg()"
+        )
+    for inner in strategies_inside(strategy):
+        name = type(inner).__name__
+        if isinstance(inner, Compressed):
+            raise ConfigError(
+                f"Distilled: {name} stands inside, but distillation needs the decoded models; "
+                "write Compressed(Distilled(strategy, ...), ...)"
+            )
+        if isinstance(inner, FedXgbBagging | FedXgbCyclic):
+            raise ConfigError(
+                f"Distilled: {name} combines trees, not a network's arrays; use FedAvg or another"
+            )
+        if name.startswith("DifferentialPrivacy"):
+            logger.warning(
+                "Distilled around %s: the teachers carry no noise, so the privacy guarantee "
+                "does not cover the distilled model",
+                name,
+            )

@@ -1,0 +1,28 @@
+"""Published methods as ready-made names for study files."""
+
+# Importing a file registers its methods; the order here is the order in which they are listed.
+from strategies.methods import (  # isort: skip
+    server_rules,
+    quantization,
+    sparsification,
+    signs,
+    distillation,
+)
+from strategies.methods.method import Method
+from strategies.methods.registry import method, methods, parameters, published
+from strategies.methods.servers import SERVERS, build_server
+
+__all__ = [
+    "SERVERS",
+    "Method",
+    "build_server",
+    "distillation",
+    "method",
+    "methods",
+    "parameters",
+    "published",
+    "quantization",
+    "server_rules",
+    "signs",
+    "sparsification",
+]
