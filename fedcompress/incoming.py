@@ -4,18 +4,20 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, Message
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.compressor import Compressor, Part
-from fedcompress.errors import PayloadError
+from fedcompress.errors import NotFiniteError, PayloadError
 from fedcompress.traffic import ClientTraffic
+from fedcompress.wire import payload_checksum
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A reply whose payload verified, and its update, not yet expanded."""
+    """A reply that verified, and its update, not yet expanded; none where arrays came dense."""
 
     reply: Message
     parts: Mapping[str, Part]
@@ -24,7 +26,7 @@ class Answer:
 
 def read_reply(
     reply: Message,
-    sent: Mapping[int, Compressor],
+    sent: Mapping[int, Compressor | None],
     reference: Mapping[str, Tensor],
     weight_key: str,
 ) -> Answer:
@@ -40,14 +42,17 @@ def read_reply(
     if node_id not in sent:
         raise PayloadError(f"reply of node {node_id}: it was not asked in this round")
     _, record = protocol.single_array_record(reply.content, "reply")
+    _check_weight(reply, weight_key)
+    compressor = sent[node_id]
+    if compressor is None:
+        return _read_dense(reply, record, reference)
     payloads = protocol.record_to_payloads(record)
     if len(payloads) != 1:
         raise PayloadError(f"reply: holds {len(payloads)} payloads, expected one")
-    parts, by_stream = sent[node_id].read(payloads[0], reference)
+    parts, by_stream = compressor.read(payloads[0], reference)
     for name, part in parts.items():
         if not part.is_finite():
-            raise PayloadError(f"update of {name!r} holds NaN or infinity; training diverged")
-    _check_weight(reply, weight_key)
+            raise _not_finite(name)
     own = reply.content.config_records.get(protocol.RECORD, ConfigRecord())
     seconds = own.get(protocol.ENCODE_SECONDS_KEY)
     traffic = ClientTraffic(
@@ -55,9 +60,33 @@ def read_reply(
         status="ok",
         uplink_payload_bytes=len(payloads[0]),
         uplink_bytes_by_stream=by_stream,
+        uplink_checksum=payload_checksum(payloads[0]),
         encode_seconds=float(seconds) if isinstance(seconds, float) else None,
     )
     return Answer(reply, parts, traffic)
+
+
+def _read_dense(reply: Message, record: ArrayRecord, reference: Mapping[str, Tensor]) -> Answer:
+    arrays = protocol.record_to_tensors(record)
+    protocol.check_same_layout(arrays, reference)
+    for name, x in arrays.items():
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise _not_finite(name)
+    size = protocol.data_bytes(reply.content)
+    traffic = ClientTraffic(
+        node_id=reply.metadata.src_node_id,
+        status="ok",
+        uplink_payload_bytes=size,
+        uplink_bytes_by_stream={"dense": size},
+    )
+    return Answer(reply, {}, traffic)
+
+
+def _not_finite(name: str) -> NotFiniteError:
+    return NotFiniteError(
+        f"update of {name!r} holds NaN or infinity: training has diverged; "
+        "lower the learning rate or clip gradients"
+    )
 
 
 def in_order(replies: Iterable[Message], sent: Mapping[int, object]) -> list[Message]:

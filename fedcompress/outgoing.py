@@ -28,8 +28,8 @@ class Outgoing:
         self._broadcast = broadcast
         self._contents: dict[tuple[int, str, int], RecordDict] = {}
 
-    def prepare(self, message: Message, compressor: Compressor) -> ClientDownlink:
-        """Give a message its new content, and say what it weighs."""
+    def prepare(self, message: Message, compressor: Compressor | None) -> ClientDownlink:
+        """Give a message its new content, and say what it weighs; None leaves it as it is."""
         node_id = message.metadata.dst_node_id
         key, record = protocol.single_array_record(message.content, "message")
         base = NO_VERSION
@@ -39,6 +39,8 @@ class Outgoing:
             shipment = self._broadcast.ship_to(node_id)
             record, base = shipment.record, shipment.base
             traffic = ClientDownlink(node_id, shipment.payload_bytes, shipment.catchup_bytes)
+        if compressor is None:
+            return traffic
         shared = (id(message.content), str(compressor), base)
         if shared not in self._contents:
             settings = self._settings(compressor, base)

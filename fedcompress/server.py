@@ -53,8 +53,10 @@ class Compressed(Strategy):
     ----------
     strategy : Strategy
         Any strategy of ``flwr.serverapp.strategy``, or one that wraps it.
-    uplink : str, Compressor or callable
-        Spec of the clients' compressor, or a function of (node id, round) that gives one.
+    uplink : str, Compressor or callable, optional
+        Spec of the clients' compressor, or a function of (node id, round) that gives one. None
+        leaves the clients' arrays dense, as without compression; they are still checked and
+        counted (a baseline). Default: ``quantize(step=0.4) | entropy()``.
     downlink : str or Compressor, optional
         Spec for what the server sends. A lossy one should carry ``error_feedback(...)``, which
         remembers on the server what the broadcast left out. Default: dense arrays.
@@ -83,7 +85,7 @@ class Compressed(Strategy):
     def __init__(
         self,
         strategy: Strategy,
-        uplink: Uplink = "quantize(step=0.4) | entropy()",
+        uplink: Uplink | None = "quantize(step=0.4) | entropy()",
         downlink: str | Compressor | None = None,
         seed: int = 0,
     ) -> None:
@@ -94,13 +96,15 @@ class Compressed(Strategy):
         if isinstance(strategy, Compressed):
             raise ConfigError("Compressed: the strategy is compressed already; wrap it once")
         self.strategy = strategy
-        self.uplink: Uplink = uplink if callable(uplink) else parse(uplink)
+        if uplink is None and downlink is not None:
+            uplink = "raw()"  # a client that decodes the model speaks the protocol both ways
+        self.uplink: Uplink | None = uplink if uplink is None or callable(uplink) else parse(uplink)
         self.downlink = None if downlink is None else parse(downlink)
         self.seed = seed
         self.last_round = RoundTraffic(server_round=0)
         self._broadcast = None if self.downlink is None else Broadcast(self.downlink, seed)
         self._reference: dict[str, Tensor] = {}
-        self._sent: dict[int, Compressor] = {}  # by node id, in this round and in its order
+        self._sent: dict[int, Compressor | None] = {}  # by node id, in this round and in its order
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -119,11 +123,9 @@ class Compressed(Strategy):
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         for message in messages:
             node_id = message.metadata.dst_node_id
-            uplink = self.uplink
-            self._sent[node_id] = parse(
-                uplink(node_id, server_round) if callable(uplink) else uplink
-            )
-            self.last_round.downlink.append(outgoing.prepare(message, self._sent[node_id]))
+            compressor = self._compressor_for(node_id, server_round)
+            self._sent[node_id] = compressor
+            self.last_round.downlink.append(outgoing.prepare(message, compressor))
         return messages
 
     def aggregate_train(
@@ -150,7 +152,7 @@ class Compressed(Strategy):
             if self._broadcast is not None:
                 self._broadcast.confirm(answer.traffic.node_id)
         self.last_round.decode_seconds = time.perf_counter() - started
-        if dense and not answers:
+        if dense and not answers and self.uplink is not None:
             raise ConfigError(
                 f"Compressed: {dense} clients sent dense arrays and none a payload; put "
                 "compression_mod first in ClientApp(mods=[...]), or wrap the app by compress()"
@@ -175,7 +177,7 @@ class Compressed(Strategy):
     def summary(self) -> None:
         """Log the settings, then those of the strategy inside."""
         logger.info("\t├──> Compression:")
-        logger.info("\t│\t├── Uplink: %s", self.uplink)
+        logger.info("\t│\t├── Uplink: %s", self.uplink or "dense")
         logger.info("\t│\t└── Downlink: %s", self.downlink or "dense")
         self.strategy.summary()
 
@@ -187,6 +189,11 @@ class Compressed(Strategy):
         """Take up what `state_dict` gave."""
         if self._broadcast is not None and state:
             self._broadcast.load_state_dict(state)
+
+    def _compressor_for(self, node_id: int, server_round: int) -> Compressor | None:
+        if self.uplink is None:
+            return None
+        return parse(self.uplink(node_id, server_round) if callable(self.uplink) else self.uplink)
 
     def _note_error(self, reply: Message) -> None:
         reason = reply.error.reason or "no reason given"
@@ -212,6 +219,9 @@ class Compressed(Strategy):
                 server_round,
                 len(self._sent),
             )
+        elif self.uplink is None:
+            replies = [answer.reply for answer in answers]
+            arrays, metrics = self.strategy.aggregate_train(server_round, replies + errors)
         elif isinstance(self.strategy, FedAvg) and uses_weighted_mean(self.strategy):
             arrays, metrics = self._aggregate_mean(self.strategy, server_round, answers, errors)
         else:

@@ -15,6 +15,7 @@ class ClientTraffic:
     reason: str | None = None
     uplink_payload_bytes: int = 0
     uplink_bytes_by_stream: dict[str, int] = field(default_factory=dict)
+    uplink_checksum: str | None = None  # of the payload, as its header holds it, in hexadecimal
     encode_seconds: float | None = None
 
 

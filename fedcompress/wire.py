@@ -89,6 +89,11 @@ def write_payload(sections: Iterable[Section], spec: str, like: Mapping[str, Ten
     return head + checksum.to_bytes(4, "little") + body
 
 
+def payload_checksum(payload: bytes) -> str:
+    """Give the checksum that a payload carries, in hexadecimal: equal payloads, equal checksums."""
+    return payload[12:16][::-1].hex()
+
+
 class SectionReader:
     """Reads the sections of a checked payload in order and books their bytes by kind.
 

@@ -14,6 +14,7 @@ from fedcompress.streams import (
     FloatForm,
     Floats,
     Form,
+    IndexForm,
     IndexSet,
     Layout,
     Stream,
@@ -59,7 +60,7 @@ class Lossless(Coder):
                 return Symbols(narrow.to(torch.int32))
             case FloatForm(shape, dtype):
                 return Floats(decode_exact(data, Layout(shape, dtype, _HOST)))
+            case IndexForm():
+                return Pack().decode(data, form)
             case _:
-                return (
-                    Pack().decode(data, form) if form.kind == "index" else decode_plain(data, form)
-                )
+                return decode_plain(data, form)

@@ -16,8 +16,8 @@ class Recipe:
         Name of the server rule, as in `strategies.methods.servers.SERVERS`.
     server_options : mapping of str to number or str
         Settings of the server rule that the method fixes.
-    uplink : str
-        Compressor spec of what clients send; ``"raw()"`` sends dense float32.
+    uplink : str or None
+        Compressor spec of what clients send; None leaves their arrays dense, as Flower sends them.
     downlink : str or None
         Compressor spec of what the server sends; None sends the dense model.
     distill : bool
@@ -26,7 +26,7 @@ class Recipe:
 
     server: str = "fedavg"
     server_options: Mapping[str, int | float | str] = field(default_factory=dict)
-    uplink: str = "raw()"
+    uplink: str | None = None
     downlink: str | None = None
     distill: bool = False
 
@@ -52,7 +52,7 @@ class Method:
     summary: str
     server: str
     server_options: Mapping[str, int | float | str]
-    uplink: str
+    uplink: str | None
     downlink: str | None
     distill: bool
 

@@ -95,6 +95,14 @@ def test_a_client_with_a_bad_update_is_recorded_and_left_out(strategy, how, says
     assert result.train_metrics_clientapp[1]["rejected-clients"] == 1
 
 
+def test_a_dense_update_that_is_not_finite_is_left_out_too() -> None:
+    counted = Compressed(FedAvg(fraction_evaluate=0.0), uplink=None)
+    result, _ = run(counted, make_app([], breaks(2, nan_in)), rounds=1)
+    assert [c.status for c in counted.last_round.clients].count("rejected") == 1
+    kept = np.stack([trained(initial(), i, 1)["w"] for i in (0, 1, 3, 4)]).mean(0)
+    np.testing.assert_allclose(result.arrays["w"].numpy(), kept, atol=1e-5)
+
+
 def test_a_client_that_raises_is_recorded() -> None:
     def change(arrays: dict[str, np.ndarray], client: int, _: int) -> dict[str, np.ndarray]:
         if client == 3:

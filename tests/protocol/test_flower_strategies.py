@@ -129,6 +129,18 @@ def test_raw_payloads_give_what_the_bare_strategy_gives(name: str) -> None:
     assert_equal_results(bare, compressed)
 
 
+@pytest.mark.parametrize("name", ARRAY_STRATEGIES)
+def test_without_compression_it_is_the_bare_strategy_but_counted(name: str) -> None:
+    make = ARRAY_STRATEGIES[name]
+    bare = run(make(**settings(name)), [])
+    counted = Compressed(make(**settings(name)), uplink=None)
+    result = run(counted, [])
+    for key, array in bare.arrays.items():
+        np.testing.assert_array_equal(result.arrays[key].numpy(), array.numpy())
+    sizes = {c.uplink_payload_bytes for c in counted.last_round.clients}
+    assert sizes == {sum(len(array.data) for array in initial(False).values())}
+
+
 @pytest.mark.parametrize("name", DP_WRAPPERS)
 def test_around_differential_privacy(name: str) -> None:
     wrap, mods = DP_WRAPPERS[name]

@@ -1,0 +1,1 @@
+"""Run studies: cells, engines, data, models, reports and the command line."""

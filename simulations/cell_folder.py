@@ -1,0 +1,124 @@
+"""The folder of one cell: records, checkpoint, and the result that is written last of all."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from simulations.cell import Cell
+from simulations.checkpoint import Checkpoint
+from simulations.records import (
+    append_rows,
+    keep_rounds,
+    read_json,
+    read_rows,
+    write_json,
+    write_whole,
+)
+from simulations.study import slug
+
+Row = dict[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Saved:
+    """Where a cell stood at its last checkpoint.
+
+    Attributes
+    ----------
+    round_number : int
+        Rounds done.
+    server : dict
+        The server's arrays, strategy and counters.
+    client_states : dict of int to bytes
+        States of the clients that have one, by node id.
+    """
+
+    round_number: int
+    server: dict[str, Any]
+    client_states: dict[int, bytes]
+
+
+@final
+class CellFolder:
+    """Files of one cell below the folder of its study.
+
+    Parameters
+    ----------
+    study_folder : Path
+        Folder of the study.
+    cell : Cell
+        Names the cell's own folder, ``cells/<label>-seed<k>``.
+    """
+
+    def __init__(self, study_folder: Path, cell: Cell) -> None:
+        self.cell = cell
+        self.path = study_folder / "cells" / f"{slug(cell.label)}-seed{cell.seed}"
+        self._rounds = self.path / "rounds.jsonl"
+        self._clients = self.path / "clients.jsonl"
+        self._checkpoint = self.path / "checkpoint.sqlite"
+
+    def result(self) -> Row | None:
+        """Give the result, None where the cell is not finished."""
+        result = read_json(self.path / "result.json")
+        return result if result is not None and result.get("finished") is True else None
+
+    def rounds_done(self) -> int:
+        """Count the rounds recorded."""
+        return max((row["round"] for row in read_rows(self._rounds)), default=0)
+
+    def open(self, *, resume: bool = True) -> Saved | None:
+        """Go to where the cell stood: give its last checkpoint, and cut the records to it.
+
+        A cell without a checkpoint, or that may not `resume`, starts anew with empty records.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "cell.json", self.cell.model_dump(mode="json"))
+        saved = None
+        if resume and self._checkpoint.is_file():
+            with Checkpoint(self._checkpoint) as checkpoint:
+                loaded = checkpoint.load()
+            saved = None if loaded is None else Saved(*loaded)
+        last = -1 if saved is None else saved.round_number
+        for path in (self._rounds, self._clients):
+            keep_rounds(path, last)
+        if saved is None:
+            self._drop_checkpoint()
+        return saved
+
+    def rows(self) -> list[Row]:
+        """Read the rounds recorded so far."""
+        return read_rows(self._rounds)
+
+    def append(self, round_row: Row, client_rows: list[Row]) -> None:
+        """Record a round: its clients first, so that a recorded round is whole."""
+        append_rows(self._clients, client_rows)
+        append_rows(self._rounds, [round_row])
+
+    def save(self, round_number: int, server: Row, client_states: dict[int, bytes]) -> None:
+        """Save where the cell stands, after the records that lead there are on the disk."""
+        for path in (self._clients, self._rounds):
+            _sync(path)
+        with Checkpoint(self._checkpoint) as checkpoint:
+            checkpoint.save(round_number, server, client_states)
+
+    def write_model(self, name: str, content: bytes) -> None:
+        """Write a model file, whole or not at all."""
+        write_whole(self.path / name, content)
+
+    def finish(self, result: Row) -> None:
+        """Write the result, which makes the cell finished, and let go of the checkpoint."""
+        for path in (self._clients, self._rounds):
+            _sync(path)
+        write_json(self.path / "result.json", result)
+        self._drop_checkpoint()
+
+    def _drop_checkpoint(self) -> None:
+        for ending in ("", "-wal", "-shm"):
+            Path(f"{self._checkpoint}{ending}").unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,272 @@
+"""A run's last complete round on disk: one SQLite file, one transaction a round."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import safetensors.numpy
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import Strategy
+
+from fedcompress.errors import ConfigError
+
+VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS server (one INTEGER PRIMARY KEY CHECK (one = 1), round INTEGER NOT NULL,
+    tree TEXT NOT NULL, arrays BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS client (node_id INTEGER PRIMARY KEY, state BLOB NOT NULL);
+"""
+
+
+class Checkpoint:
+    """What a killed run needs to go on: the server's values and every client's state.
+
+    A round is saved whole or not at all: whoever kills the process while it writes finds the
+    round before when loading.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it is made when it is not there.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be opened, is no checkpoint, or is one of another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._database = sqlite3.connect(path, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode = WAL")
+            # In WAL mode this loses no consistency, at worst the last rounds in a power cut.
+            self._database.execute("PRAGMA synchronous = NORMAL")
+            found = self._database.execute("PRAGMA user_version").fetchone()[0]
+            if found not in (0, VERSION):
+                raise ConfigError(
+                    f"checkpoint: {path} has version {found}, expected {VERSION}; "
+                    "it was written by another release, start in a new folder"
+                )
+            self._database.executescript(_SCHEMA)
+            self._database.execute(f"PRAGMA user_version = {VERSION}")
+        except sqlite3.Error as error:
+            raise ConfigError(
+                f"checkpoint: cannot use {path} ({error}); remove it to start over"
+            ) from error
+
+    def save(
+        self, round: int, server: Mapping[str, Any], client_states: Mapping[int, bytes]
+    ) -> None:
+        """Store a round in one transaction.
+
+        Parameters
+        ----------
+        round : int
+            The last complete round.
+        server : mapping
+            Nested dicts and lists of arrays, numbers, strings, booleans and None.
+        client_states : mapping of int to bytes
+            States that changed since the last save, by node id; the others stay.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        tree = json.dumps(_take_apart(server, arrays, "server"))
+        blob = safetensors.numpy.save(arrays)
+        try:
+            with _Transaction(self._database):
+                self._database.execute(
+                    "INSERT OR REPLACE INTO server VALUES (1, ?, ?, ?)", (round, tree, blob)
+                )
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO client VALUES (?, ?)", client_states.items()
+                )
+        except sqlite3.Error as error:
+            raise ConfigError(
+                f"checkpoint: cannot write {self.path} ({error}); is the disk full?"
+            ) from error
+
+    def load(self) -> tuple[int, dict[str, Any], dict[int, bytes]] | None:
+        """Return (round, server, client states) of the last complete save, None before any."""
+        try:
+            with _Transaction(self._database):
+                row = self._database.execute("SELECT round, tree, arrays FROM server").fetchone()
+                states = dict(self._database.execute("SELECT node_id, state FROM client"))
+        except sqlite3.Error as error:
+            raise ConfigError(
+                f"checkpoint: cannot read {self.path} ({error}); remove it to start over"
+            ) from error
+        if row is None:
+            return None
+        server = _put_together(json.loads(row[1]), safetensors.numpy.load(row[2]))
+        return row[0], server, states
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Transaction:
+    """All of the statements inside, or none of them."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def __enter__(self) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._database.in_transaction:
+            self._database.execute("COMMIT" if error is None else "ROLLBACK")
+
+
+# ------------------------------------------------------------------ what a strategy carries over
+def strategy_state(strategy: Strategy) -> dict[str, Any]:
+    """Take what a strategy carries from round to round, for `Checkpoint.save`.
+
+    A strategy with `state_dict()` says it itself. Of another, every attribute that is a number,
+    string, array, ArrayRecord or a list or dict of those is taken: momentum and second moments of
+    Flower's adaptive strategies, the clipping norm of its differential privacy. A strategy
+    inside (`.strategy`) is taken too.
+    """
+    if hasattr(strategy, "state_dict"):
+        own = strategy.state_dict()
+    else:
+        own = {
+            name: value
+            for name, value in vars(strategy).items()
+            if name != "strategy" and _is_plain(value)
+        }
+    inner = getattr(strategy, "strategy", None)
+    return {"own": own, "inner": strategy_state(inner) if isinstance(inner, Strategy) else None}
+
+
+def load_strategy_state(strategy: Strategy, state: Mapping[str, Any]) -> None:
+    """Give a strategy, built anew with the same settings, what `strategy_state` took.
+
+    Raises
+    ------
+    ConfigError
+        If the state is one of another kind of strategy.
+    """
+    own, inner = state["own"], getattr(strategy, "strategy", None)
+    if (state["inner"] is not None) != isinstance(inner, Strategy):
+        raise ConfigError(
+            f"checkpoint: the stored strategy wraps another, or none, unlike this "
+            f"{type(strategy).__name__}; resume with the settings that wrote it"
+        )
+    if hasattr(strategy, "load_state_dict"):
+        strategy.load_state_dict(own)
+    else:
+        if unknown := sorted(own.keys() - vars(strategy).keys()):
+            raise ConfigError(
+                f"checkpoint: {type(strategy).__name__} has no {', '.join(unknown)}; "
+                "resume with the settings that wrote it"
+            )
+        for name, value in own.items():
+            setattr(strategy, name, value)
+    if isinstance(inner, Strategy):
+        load_strategy_state(inner, state["inner"])
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(_is_plain(item) for pair in value.items() for item in pair)
+    plain = bool | int | float | str | bytes | np.ndarray | np.generic | ArrayRecord
+    return value is None or isinstance(value, plain)
+
+
+# ------------------------------------------------------------------ values as JSON and arrays
+# Only what JSON has stands as itself; every other value is an object of one key, its kind.
+def _take_apart(value: object, arrays: dict[str, np.ndarray], where: str) -> object:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return _take_apart(value.item(), arrays, where)
+    if isinstance(value, list):
+        return [_take_apart(item, arrays, f"{where}[{i}]") for i, item in enumerate(value)]
+    kind: str
+    inside: object
+    if isinstance(value, np.ndarray):
+        kind, inside = "array", _keep(value, arrays)
+    elif isinstance(value, ArrayRecord):
+        kind, inside = "record", _take_apart(list(map(_fields, value.items())), arrays, where)
+    elif isinstance(value, bytes):
+        kind, inside = "bytes", value.hex()
+    elif isinstance(value, tuple):
+        kind, inside = "tuple", _take_apart(list(value), arrays, where)
+    elif isinstance(value, Mapping):
+        # Pairs, since JSON would turn integer keys (node ids) into strings.
+        kind, inside = (
+            "dict",
+            [
+                [_take_apart(key, arrays, where), _take_apart(item, arrays, f"{where}[{key!r}]")]
+                for key, item in value.items()
+            ],
+        )
+    else:
+        raise ConfigError(
+            f"checkpoint: cannot store {where}, a {type(value).__name__}; "
+            "give arrays, numbers, strings, lists or dicts"
+        )
+    return {kind: inside}
+
+
+def _keep(array: np.ndarray, arrays: dict[str, np.ndarray]) -> str:
+    name = str(len(arrays))
+    # safetensors would write a strided array's memory as it lies.
+    arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
+    return name
+
+
+def _fields(item: tuple[str, Array]) -> list[object]:
+    key, array = item
+    data = np.frombuffer(array.data, np.uint8)
+    return [key, array.dtype, list(array.shape), array.stype, data]
+
+
+def _put_together(value: object, arrays: Mapping[str, np.ndarray]) -> Any:  # noqa: ANN401 - as saved
+    if isinstance(value, list):
+        return [_put_together(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    [(kind, inside)] = value.items()
+    if kind == "array":
+        return arrays[inside]
+    if kind == "bytes":
+        return bytes.fromhex(inside)
+    items = [_put_together(item, arrays) for item in inside]
+    if kind == "record":
+        return _record(items)
+    return tuple(items) if kind == "tuple" else dict(items)
+
+
+def _record(items: list[list[Any]]) -> ArrayRecord:
+    record = ArrayRecord()
+    for key, dtype, shape, stype, data in items:
+        record[key] = Array(dtype, tuple(shape), stype, data.tobytes())
+    return record

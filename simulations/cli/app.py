@@ -1,0 +1,165 @@
+"""The command `fedcompress`: its commands, and how it ends.
+
+Heavy libraries are imported by the command that needs them, so that `--help` answers at once.
+"""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulations.cli.faults import explain
+
+app = typer.Typer(
+    name="fedcompress",
+    help="Compressed federated learning, measured in bytes.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Engine(StrEnum):
+    """Where clients run."""
+
+    local = "local"
+    ray = "ray"
+
+
+class Listing(StrEnum):
+    """What can be listed."""
+
+    stages = "stages"
+    coders = "coders"
+    methods = "methods"
+    models = "models"
+    data = "data"
+    studies = "studies"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from fedcompress import __version__
+
+        typer.echo(f"fedcompress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="A study file, or the name of a bundled study.")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the study; repeatable."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder that holds data sets as folders of parquet files.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the records. [default: runs/NAME]")
+    ] = None,
+    engine: Annotated[Engine | None, typer.Option(help="Where clients run.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N", help="Ray workers: a number, or auto.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Head of a running Ray cluster.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run; refuse to start a new one.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Run a study: every strategy with every seed, then a table and a report.
+
+    A folder that holds part of this study is gone on with, finished cells are skipped.
+    """
+    from simulations.cli.run import run_command
+
+    run_command(
+        study,
+        assignments or [],
+        data_dir=data_dir,
+        out=out,
+        engine=None if engine is None else engine.value,
+        workers=workers,
+        address=address,
+        resume=resume,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+) -> None:
+    """Write figures, tables and the HTML report of a run, and show its table."""
+    from simulations.cli.results import show_results
+
+    show_results(folder)
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[Listing | None, typer.Argument(help="What to list; all of it if left out.")] = (
+        None
+    ),
+) -> None:
+    """List stages, coders, methods, models, data and the studies that come along."""
+    from simulations.cli.listing import show_listing
+
+    for name in [what.value] if what is not None else [each.value for each in Listing]:
+        show_listing(name)
+
+
+@app.command(name="try")
+def try_(
+    spec: Annotated[str, typer.Argument(help="A compressor, such as 'top_k(0.01) | entropy()'.")],
+    file: Annotated[Path, typer.Argument(help="An update: a .npy or .safetensors file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compress one update: bytes by stream, error, and milliseconds."""
+    from simulations.cli.trial import show_trial
+
+    show_trial(spec, file, as_json=as_json)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write; made if missing.")] = Path(),
+) -> None:
+    """Write a commented study file and a small Flower app that compresses."""
+    from simulations.cli.start import write_start
+
+    write_start(folder)
+
+
+def main() -> None:
+    """Run the command; a mistake ends it with one line on stderr and no traceback."""
+    # Read by the libraries when they are imported, so set before any is.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    try:
+        status = typer.main.get_command(app)(standalone_mode=False)
+    except BaseException as error:
+        explained = None if isinstance(error, SystemExit) else explain(error)
+        if explained is None:
+            raise
+        line, status = explained
+        sys.stderr.write(f"fedcompress: {line}\n")
+        raise SystemExit(status) from None
+    raise SystemExit(status if isinstance(status, int) else 0)

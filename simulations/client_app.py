@@ -1,0 +1,102 @@
+"""The client's app: trains on its part of the data; it knows nothing but the run configuration."""
+
+import time
+from functools import lru_cache
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from fedcompress import compression_mod, rng_for
+from simulations.cell import Cell, ModelSettings
+from simulations.materials import Materials, materials_of
+from simulations.model_record import load_record, model_record
+from simulations.settings import Scalar
+from simulations.training import TrainingOptions, evaluate, train_locally
+
+app = ClientApp(mods=[compression_mod])
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the global model on this client's rows and return it with metrics."""
+    cell, materials, client = _prepare(context)
+    key, arrays = next(iter(message.content.array_records.items()))
+    config = message.content.config_records.get("config", ConfigRecord())
+    model = _model(cell.model, cell.data.name, materials)
+    load_record(model, arrays)
+    server_round = int(_number(config, "server-round", 0))
+    settings = cell.training.model_dump()
+    settings["proximal_mu"] = _number(config, "proximal-mu", cell.training.proximal_mu)
+    start = time.perf_counter()
+    result = train_locally(
+        model,
+        materials.data,
+        materials.rows(client),
+        TrainingOptions(**settings),
+        rng_for(cell.seed, round=server_round, client=client, purpose="training"),
+        cell.device,
+    )
+    train_seconds = time.perf_counter() - start
+    content = RecordDict(
+        {
+            key: model_record(model),
+            "metrics": MetricRecord(
+                {"num-examples": result.num_examples, "train_loss": result.loss}
+            ),
+            # Beside the metrics, because strategies average everything that stands there.
+            "client": ConfigRecord({"partition-id": client, "train-seconds": train_seconds}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def test(message: Message, context: Context) -> Message:
+    """Measure the global model on this client's own training rows."""
+    cell, materials, client = _prepare(context)
+    arrays = next(iter(message.content.array_records.values()))
+    model = _model(cell.model, cell.data.name, materials)
+    load_record(model, arrays)
+    rows, data = materials.rows(client), materials.data
+    result = evaluate(model, data.train_x[rows], data.train_y[rows], data, device=cell.device)
+    metrics = MetricRecord(
+        {
+            "num-examples": result.num_examples,
+            "accuracy": result.accuracy,
+            "loss": result.loss,
+        }
+    )
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def _prepare(context: Context) -> tuple[Cell, Materials, int]:
+    cell = _cell(tuple(sorted(context.run_config.items())))
+    return cell, materials_of(cell), int(context.node_config["partition-id"])
+
+
+@lru_cache(maxsize=4)
+def _cell(run_config: tuple[tuple[str, Scalar], ...]) -> Cell:
+    return Cell.from_run_config(without_folder(dict(run_config)))
+
+
+def without_folder(run_config: dict[str, Scalar]) -> dict[str, Scalar]:
+    """Leave out `records`, the folder of the server's records: it is no setting of the cell."""
+    return {key: value for key, value in run_config.items() if key != "records"}
+
+
+_MODELS: dict[tuple[ModelSettings, str], nn.Module] = {}
+
+
+def _model(settings: ModelSettings, data_name: str, materials: Materials) -> nn.Module:
+    # Kept between calls: every weight and buffer of it is overwritten by the global model's.
+    key = (settings, data_name)
+    if key not in _MODELS:
+        _MODELS.clear()
+        _MODELS[key] = materials.new_model(settings, seed=0)
+    return _MODELS[key]
+
+
+def _number(config: ConfigRecord, name: str, default: float) -> float:
+    value = config.get(name, default)
+    return float(value) if isinstance(value, int | float) else default

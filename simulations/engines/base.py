@@ -1,0 +1,205 @@
+"""What every engine of ours shares: ids, messages, timeouts, order of replies, client states."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from flwr.app import Message, RecordDict, UserConfig
+from flwr.serverapp import Grid
+
+from fedcompress.errors import ConfigError
+from simulations.engines.client_call import Setting
+from simulations.engines.flower_internals import (
+    Run,
+    assume_server_identity,
+    empty_run,
+    set_message_id,
+)
+
+logger = logging.getLogger(__name__)
+
+RUN_ID = 1
+
+
+class SimulatedGrid(Grid, ABC):
+    """A Grid whose clients are simulated: nodes 1 to `num_clients`, partition ids from 0.
+
+    A call of a client takes its state and gives it back with its reply; a call that fails or
+    comes too late changes nothing. Replies stand in the order of the messages.
+
+    Attributes
+    ----------
+    compute_seconds : dict of int to float
+        Seconds inside the client's app by node id, of each client's last call.
+    unanswered : list of int
+        Node ids whose reply did not come within the timeout of the last `send_and_receive`.
+    """
+
+    def __init__(self, num_clients: int, run_config: UserConfig) -> None:
+        self._num_clients = _checked(num_clients)
+        self._run_config = dict(run_config)
+        self._run = empty_run(RUN_ID, run_config)
+        self._sent = 0
+        self._waiting: dict[str, Message] = {}
+        self._changed: set[int] = set()
+        self.compute_seconds: dict[int, float] = {}
+        self.unanswered: list[int] = []
+        assume_server_identity(RUN_ID)
+
+    # ------------------------------------------------------------------ what an engine provides
+    @abstractmethod
+    def _execute(
+        self, messages: Sequence[Message], deadline: float | None
+    ) -> Iterator[tuple[int, Message]]:
+        """Yield (position, reply) as replies come, until `deadline` (of `time.monotonic`)."""
+
+    @abstractmethod
+    def _read_state(self, node_id: int) -> bytes:
+        """Return a client's serialised state; empty where the client has none."""
+
+    @abstractmethod
+    def _write_state(self, node_id: int, state: bytes) -> None:
+        """Replace a client's state by a serialised one."""
+
+    @abstractmethod
+    def _clear_states(self) -> None:
+        """Forget the state of every client."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the engine holds; closing twice is harmless."""
+
+    # ------------------------------------------------------------------ Flower's interface
+    def set_run(self, run: Run) -> None:
+        """Set the run that messages and contexts name."""
+        if not isinstance(run, Run):
+            raise ConfigError(f"set_run: expected a Run, got {type(run).__name__}")
+        self._run = run
+        assume_server_identity(run.run_id)
+
+    @property
+    def run(self) -> Run:
+        """The run that this grid serves."""
+        return Run(**vars(self._run))
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message to one client."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Sequence[int]:
+        """Return the ids of all clients, 1 to `num_clients`."""
+        return range(1, self._num_clients + 1)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Take messages; their clients run when the replies are pulled."""
+        pushed = []
+        for message in messages:
+            node_id = message.metadata.dst_node_id
+            if not 1 <= node_id <= self._num_clients:
+                raise ConfigError(
+                    f"message: no client has node id {node_id}; "
+                    f"ids run from 1 to {self._num_clients}"
+                )
+            if not message.has_content():
+                raise ConfigError(f"message: the one for node {node_id} has no content")
+            self._sent += 1
+            # As long as the SHA-256 ids of Flower's transport: replies carry it on the wire.
+            message_id = f"{self._sent:064x}"
+            set_message_id(message, message_id)
+            self._waiting[message_id] = message
+            pushed.append(message_id)
+        return pushed
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Run the clients of these messages and return their replies, in the order asked for."""
+        return self._collect(list(message_ids), None)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Run the clients of `messages`; return the replies that come within `timeout` seconds."""
+        return self._collect(self.push_messages(messages), timeout)
+
+    def _collect(self, message_ids: list[str], timeout: float | None) -> list[Message]:
+        requests = [
+            self._waiting.pop(message_id)
+            for message_id in message_ids
+            if message_id in self._waiting
+        ]
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies = dict(self._execute(requests, deadline)) if requests else {}
+        self.unanswered = [
+            request.metadata.dst_node_id
+            for position, request in enumerate(requests)
+            if position not in replies
+        ]
+        if self.unanswered:
+            logger.warning(
+                "%d of %d clients did not reply within %g s: nodes %s",
+                len(self.unanswered),
+                len(requests),
+                timeout if timeout is not None else float("inf"),
+                self.unanswered,
+            )
+        return [replies[position] for position in sorted(replies)]
+
+    # ------------------------------------------------------------------ beyond Flower's interface
+    def reset(
+        self, *, num_clients: int | None = None, run_config: UserConfig | None = None
+    ) -> None:
+        """Make the grid as new for another run; what is costly to start (workers) stays."""
+        if num_clients is not None:
+            self._num_clients = _checked(num_clients)
+        if run_config is not None:
+            self._run_config = dict(run_config)
+        self._run = empty_run(RUN_ID, self._run_config)
+        assume_server_identity(RUN_ID)
+        self._sent = 0
+        self._waiting.clear()
+        self._changed.clear()
+        self.compute_seconds.clear()
+        self.unanswered = []
+        self._clear_states()
+
+    def client_states(self) -> dict[int, bytes]:
+        """Return the states that changed since the last call, serialised, by node id."""
+        changed = sorted(self._changed)
+        self._changed.clear()
+        return {node_id: self._read_state(node_id) for node_id in changed}
+
+    def load_client_states(self, states: Mapping[int, bytes]) -> None:
+        """Put back states that `client_states` gave, for instance from a checkpoint."""
+        for node_id, state in states.items():
+            self._write_state(node_id, state)
+
+    def _setting(self) -> Setting:
+        return Setting(self._run.run_id, self._num_clients, self._run_config)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _checked(num_clients: int) -> int:
+    if num_clients < 1:
+        raise ConfigError(f"num_clients: must be at least 1, got {num_clients}")
+    return num_clients

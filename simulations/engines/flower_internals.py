@@ -1,0 +1,121 @@
+"""The one place where engines touch what Flower does not export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from typing import TypeVar
+
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.app.message import make_message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_all_nested_objects,
+    no_object_id_recompute,
+)
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+T = TypeVar("T")
+
+CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+CLIENT_CRASHED: int = ErrorCode.CLIENT_APP_CRASHED
+SERVER_NODE_ID: int = SUPERLINK_NODE_ID
+
+__all__ = [
+    "CLIENT_CRASHED",
+    "CLIENT_RAISED",
+    "SERVER_NODE_ID",
+    "InflatableObject",
+    "Run",
+    "assume_server_identity",
+    "build_message",
+    "copy_records",
+    "empty_run",
+    "no_object_id_recompute",
+    "records_from_bytes",
+    "records_to_bytes",
+    "set_message_id",
+    "transport_bytes",
+]
+
+
+def empty_run(run_id: int, run_config: Mapping[str, bool | float | int | str]) -> Run:
+    """Return a run that says no more than its id and its configuration."""
+    run = Run.create_empty(run_id)
+    run.override_config = dict(run_config)
+    return run
+
+
+def assume_server_identity(run_id: int) -> None:
+    """Let this process build messages: `Message(...)` asks who is sending."""
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = SERVER_NODE_ID
+
+
+def build_message(
+    metadata: Metadata, content: RecordDict | None = None, error: Error | None = None
+) -> Message:
+    """Return a message with this metadata as it stands."""
+    return make_message(metadata, content, error)
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Name a message, as Flower's own grids do when they push it."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def copy_records(records: RecordDict) -> RecordDict:
+    """Copy records and Array objects; the bytes, which nobody can change, are shared."""
+    copied = RecordDict()
+    for key, record in records.items():
+        if isinstance(record, ArrayRecord):
+            arrays = ArrayRecord()
+            for name, array in record.items():
+                arrays[name] = copy_array(array)
+            copied[key] = arrays
+        elif isinstance(record, MetricRecord):
+            copied[key] = MetricRecord(_copy_lists(record))
+        else:
+            copied[key] = ConfigRecord(_copy_lists(record))
+    return copied
+
+
+def _copy_lists(record: Mapping[str, T]) -> dict[str, T]:
+    return {name: copy(value) for name, value in record.items()}
+
+
+def copy_array(array: Array) -> Array:
+    """Copy one Array without what Flower cached in it; the bytes are shared."""
+    return Array(array.dtype, tuple(array.shape), array.stype, bytes(array.data))
+
+
+def records_to_bytes(records: RecordDict) -> bytes:
+    """Serialise records as Flower's protobuf message."""
+    return bytes(recorddict_to_proto(records).SerializeToString())
+
+
+def records_from_bytes(data: bytes) -> RecordDict:
+    """Undo `records_to_bytes`."""
+    return recorddict_from_proto(RecordDictProto.FromString(data))
+
+
+def transport_bytes(thing: InflatableObject) -> dict[str, int]:
+    """Bytes of every object that Flower's transport sends for one thing, by object id."""
+    return {
+        object_id: len(nested.deflate())
+        for object_id, nested in get_all_nested_objects(thing).items()
+    }

@@ -1,0 +1,78 @@
+"""The engine for tests, debugging and small runs: clients run one after another, here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from flwr.app import Message, RecordDict, UserConfig
+
+from simulations.engines.base import SimulatedGrid
+from simulations.engines.client_call import AppFactory, call_client, load_app
+from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
+
+logger = logging.getLogger(__name__)
+
+
+class LocalGrid(SimulatedGrid):
+    """Run clients in this process, one at a time, on one thread.
+
+    Parameters
+    ----------
+    client_app : str or callable
+        Import path ``"package.module:attribute"`` of a ClientApp, or a function that returns one.
+    num_clients : int
+        Clients get node ids 1 to `num_clients` and partition ids from 0.
+    run_config : mapping
+        What each client finds in `Context.run_config`.
+    """
+
+    def __init__(
+        self, client_app: AppFactory, num_clients: int, *, run_config: UserConfig | None = None
+    ) -> None:
+        super().__init__(num_clients, run_config or {})
+        self._app = load_app(client_app)
+        self._states: dict[int, RecordDict] = {}
+
+    def _execute(
+        self, messages: Sequence[Message], deadline: float | None
+    ) -> Iterator[tuple[int, Message]]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in a Ray worker: sums on two threads round differently
+        try:
+            for position, message in enumerate(messages):
+                if deadline is not None and time.monotonic() >= deadline:
+                    return
+                node_id = message.metadata.dst_node_id
+                result = call_client(
+                    self._app,
+                    message.metadata,
+                    message.content,
+                    self._states.get(node_id, RecordDict()),
+                    self._setting(),
+                )
+                if deadline is not None and time.monotonic() >= deadline:
+                    return  # too late: as if the client had never answered
+                self.compute_seconds[node_id] = result.compute_seconds
+                if result.failure is not None:
+                    logger.error("client of node %d raised:\n%s", node_id, result.failure)
+                if result.state is not None:
+                    self._states[node_id] = result.state
+                    self._changed.add(node_id)
+                yield position, result.reply
+        finally:
+            torch.set_num_threads(threads)
+
+    def _read_state(self, node_id: int) -> bytes:
+        return records_to_bytes(self._states.get(node_id, RecordDict()))
+
+    def _write_state(self, node_id: int, state: bytes) -> None:
+        self._states[node_id] = records_from_bytes(state)
+
+    def _clear_states(self) -> None:
+        self._states.clear()
+
+    def close(self) -> None:
+        """Nothing to release."""

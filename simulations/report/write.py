@@ -1,0 +1,60 @@
+"""Write figures, tables and the page into a run's folder."""
+
+from pathlib import Path
+
+from simulations.records import write_whole
+from simulations.report.bars import direction_figure, stream_figure
+from simulations.report.curves import curve_figures
+from simulations.report.figure import FORMATS, Figure, render
+from simulations.report.page import page
+from simulations.report.run import Run, load_run
+from simulations.report.simulated import time_figure
+from simulations.report.summary import summary_table
+from simulations.report.tables import csv_table, latex_table, markdown_table
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `figures/`, `tables/` and `report.html` from the records in `folder`.
+
+    The same records give the same bytes. Each file appears whole or not at all. Without any
+    finished cell the page says so and no figure is drawn.
+
+    Returns
+    -------
+    pathlib.Path
+        The page.
+
+    Raises
+    ------
+    ConfigError
+        If `folder` is not a run's folder or its records cannot be read.
+    OSError
+        If a file cannot be written.
+    """
+    run = load_run(folder)
+    summary = summary_table(run)
+    figures = all_figures(run)
+    if not run.results.empty:
+        for figure in figures:
+            for file_format in FORMATS:
+                path = run.folder / "figures" / f"{figure.name}.{file_format}"
+                _write(path, render(figure, file_format))
+    for ending, text in (
+        ("csv", csv_table(summary)),
+        ("md", markdown_table(summary)),
+        ("tex", latex_table(summary)),
+    ):
+        _write(run.folder / "tables" / f"results.{ending}", text.encode("utf-8"))
+    report = run.folder / "report.html"
+    _write(report, page(run, summary, figures).encode("utf-8"))
+    return report
+
+
+def all_figures(run: Run) -> list[Figure]:
+    """Return every figure of a report, in the page's order."""
+    return [*curve_figures(run), time_figure(run), direction_figure(run), stream_figure(run)]
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)

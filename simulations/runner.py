@@ -1,0 +1,92 @@
+"""Run a study: every cell that has no result yet, on one engine that stays for all of them."""
+
+import logging
+from pathlib import Path
+
+from simulations.cell_run import run_cell
+from simulations.engines import LocalGrid, RayGrid, SimulatedGrid
+from simulations.events import CellDone, Listener
+from simulations.materials import materials_of
+from simulations.settings import Scalar
+from simulations.strategy import check_strategy
+from simulations.study import EngineSettings, Study
+from simulations.study_folder import StudyFolder
+
+logger = logging.getLogger(__name__)
+
+CLIENT_APP = "simulations.client_app:app"
+
+
+def run_study(study: Study, out: str | Path, *, listen: Listener | None = None) -> None:
+    """Run the grid of cells, skipping finished ones and going on with one that was killed.
+
+    A killed cell continues at its last checkpoint and ends with the same model and the same
+    records, but for what a clock measured, as one that was never interrupted.
+
+    Parameters
+    ----------
+    study : Study
+        What to run.
+    out : str or Path
+        Folder of the records.
+    listen : callable, optional
+        Told of every event.
+
+    Raises
+    ------
+    ConfigError
+        If a setting cannot work, the data are missing, the folder holds another study, or the
+        engine cannot start.
+    OSError
+        If the records cannot be written.
+    """
+    cells = study.cells()
+    for cell in cells:
+        check_strategy(cell)
+    folder = StudyFolder(Path(out))
+    folder.check(study)
+    data = materials_of(cells[0]).data
+    grid: SimulatedGrid | None = None
+    with folder.claim(study, data):
+        try:
+            for cell in cells:
+                own = folder.cell(cell)
+                result = own.result()
+                if result is not None:
+                    if listen is not None:
+                        listen(CellDone(cell, result, skipped=True))
+                    continue
+                clients = materials_of(cell).partition.num_clients
+                run_config = cell.to_run_config()
+                if grid is None:
+                    grid = open_grid(study.engine, clients, run_config)
+                else:
+                    grid.reset(num_clients=clients, run_config=run_config)
+                run_cell(
+                    cell, grid, own, listen=listen, checkpoint_seconds=study.checkpoint_seconds
+                )
+        finally:
+            if grid is not None:
+                grid.close()
+
+
+def open_grid(engine: EngineSettings, clients: int, run_config: dict[str, Scalar]) -> SimulatedGrid:
+    """Start the engine that a study names.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot start, such as when no Ray cluster answers at the address.
+    """
+    if engine.kind == "local":
+        return LocalGrid(CLIENT_APP, clients, run_config=run_config)
+    workers = engine.workers
+    return RayGrid(
+        CLIENT_APP,
+        clients,
+        run_config=run_config,
+        workers="auto" if isinstance(workers, str) else workers,
+        address=engine.address,
+        cpus_per_worker=engine.cpus_per_worker,
+        gpus_per_worker=engine.gpus_per_worker,
+    )

@@ -1,0 +1,182 @@
+"""A checkpoint is a whole round, whatever happened to the process that wrote it."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    Strategy,
+)
+
+from fedcompress.errors import ConfigError
+from simulations.checkpoint import Checkpoint, load_strategy_state, strategy_state
+from simulations.engines import LocalGrid
+
+
+def same(left: Any, right: Any) -> bool:
+    if isinstance(left, np.ndarray):
+        return (
+            isinstance(right, np.ndarray)
+            and left.dtype == right.dtype
+            and left.shape == right.shape
+            and left.tobytes() == right.tobytes()
+        )
+    if isinstance(left, dict) and not isinstance(left, ArrayRecord):
+        return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return type(left) is type(right) and all(map(same, left, right))
+    return type(left) is type(right) and (left == right or math.isnan(left))
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    record = ArrayRecord()
+    record["payload"] = Array("uint8", (3,), "fedcompress.v1", b"abc")
+    server = {
+        "arrays": {"weight": np.arange(6, dtype=np.float32).reshape(2, 3).T, "n": np.array(3)},
+        "empty": [np.zeros((0, 4), np.int64), {}, [], (), None],
+        "half": np.ones(3, np.float16),
+        "flags": np.array([True, False]),
+        "held": {7: 1, 12345678901234567890: 2},
+        "numbers": [1, 2.5, float("nan"), float("inf"), True, "text", b"\x00\xff", (1, (2,))],
+        "array": {"dict": 1},
+        "record": record,
+    }
+    with Checkpoint(tmp_path / "checkpoint.sqlite") as checkpoint:
+        assert checkpoint.load() is None
+        checkpoint.save(3, server, {1: b"one", 2: b"two"})
+        checkpoint.save(4, server, {2: b"second", 2**63 - 1: b""})
+    with Checkpoint(tmp_path / "checkpoint.sqlite") as checkpoint:
+        loaded = checkpoint.load()
+    assert loaded is not None
+    number, found, states = loaded
+    assert number == 4
+    assert same(found, server)
+    assert states == {1: b"one", 2: b"second", 2**63 - 1: b""}
+
+
+def test_a_kill_while_writing_leaves_a_whole_round(tmp_path: Path, root: Path) -> None:
+    path = tmp_path / "checkpoint.sqlite"
+    script = textwrap.dedent(f"""
+        import numpy as np
+        from pathlib import Path
+        from simulations.checkpoint import Checkpoint
+        checkpoint = Checkpoint(Path({str(path)!r}))
+        number = 0 if checkpoint.load() is None else checkpoint.load()[0]
+        print("ready", flush=True)
+        while True:
+            number += 1
+            weight = np.full(200_000, number, np.float32)
+            states = {{node: number.to_bytes(4, "little") * 20_000 for node in range(10)}}
+            checkpoint.save(number, {{"weight": weight, "number": number}}, states)
+    """)
+    before = 0
+    for pause in (0.05, 0.11, 0.17, 0.23):
+        with subprocess.Popen(
+            [sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(pause)
+            process.send_signal(signal.SIGKILL)
+        with Checkpoint(path) as checkpoint:
+            loaded = checkpoint.load()
+        if loaded is None:
+            assert before == 0
+            continue
+        number, server, states = loaded
+        assert number >= before
+        before = number
+        assert server["number"] == number
+        assert (server["weight"] == number).all()
+        assert states == {node: number.to_bytes(4, "little") * 20_000 for node in range(10)}
+    assert before > 0
+
+
+def test_what_cannot_be_stored_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    with Checkpoint(tmp_path / "checkpoint.sqlite") as checkpoint:
+        checkpoint.save(1, {}, {1: b"one"})
+        with pytest.raises(ConfigError, match=r"cannot store server\['a'\]\[1\], a set"):
+            checkpoint.save(2, {"a": [1, {2}]}, {1: b"two"})
+        assert checkpoint.load() == (1, {}, {1: b"one"})
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("this is no database, and longer than the header of one " * 20)
+    with pytest.raises(ConfigError, match=r"cannot use .*other"):
+        Checkpoint(other)
+    newer = tmp_path / "newer"
+    with sqlite3.connect(newer) as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(ConfigError, match="has version 99, expected 1"):
+        Checkpoint(newer)
+    with pytest.raises(ConfigError, match="cannot use"):
+        Checkpoint(tmp_path / "nowhere" / "checkpoint.sqlite")
+
+
+def replies(number: int) -> list[Message]:
+    LocalGrid("engine_client:app", 4)  # this process may build messages
+    rng = np.random.default_rng(number)
+    answers = []
+    for node_id in (1, 2, 3):
+        request = Message(RecordDict(), node_id, "train")
+        arrays = ArrayRecord({"weight": Array(rng.standard_normal(8).astype(np.float32))})
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": node_id})})
+        answers.append(Message(content, reply_to=request))
+    return answers
+
+
+def strategies(name: str) -> Strategy:
+    everyone: dict[str, Any] = {"fraction_train": 1.0, "min_available_nodes": 2}
+    built: dict[str, Strategy] = {
+        "avg": FedAvg(**everyone),
+        "adam": FedAdam(**everyone),
+        "momentum": FedAvgM(server_momentum=0.9, server_learning_rate=0.5, **everyone),
+        "private": DifferentialPrivacyServerSideAdaptiveClipping(
+            FedAdam(**everyone), noise_multiplier=0.0, num_sampled_clients=3
+        ),
+    }
+    return built[name]
+
+
+@pytest.mark.parametrize("name", ["avg", "adam", "momentum", "private"])
+def test_a_strategy_goes_on_as_if_never_stopped(name: str, tmp_path: Path) -> None:
+    grid = LocalGrid("engine_client:app", 4)
+    unbroken, arrays = strategies(name), ArrayRecord({"weight": Array(np.ones(8, np.float32))})
+    resumed = strategies(name)
+    for number in (1, 2, 3, 4):
+        for strategy in (unbroken, resumed):
+            list(strategy.configure_train(number, arrays, ConfigRecord(), grid))
+        results = [s.aggregate_train(number, replies(number))[0] for s in (unbroken, resumed)]
+        assert results[0] is not None
+        assert results[0] == results[1]
+        arrays = results[0]
+        with Checkpoint(tmp_path / "checkpoint.sqlite") as checkpoint:
+            checkpoint.save(number, {"strategy": strategy_state(resumed)}, {})
+            loaded = checkpoint.load()
+        assert loaded is not None
+        resumed = strategies(name)
+        load_strategy_state(resumed, loaded[1]["strategy"])
+
+
+def test_another_strategys_state_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"FedAvg has no .*; resume with the settings"):
+        load_strategy_state(strategies("avg"), strategy_state(strategies("adam")))
+    with pytest.raises(ConfigError, match="wraps another, or none"):
+        load_strategy_state(strategies("avg"), strategy_state(strategies("private")))

@@ -1,0 +1,90 @@
+"""The same study gives the same bytes, model and client states on every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from fedcompress.errors import ConfigError
+from simulations.engines import LocalGrid, RayGrid
+
+pytestmark = pytest.mark.ray
+
+CLIENT_APP = "engine_client:app"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_ray_agrees_with_local(
+    workers: int, ray_session: None, three_rounds: Callable[[Grid], list[list[RecordDict]]]
+) -> None:
+    local = LocalGrid(CLIENT_APP, 10)
+    expected = three_rounds(local)
+    states = local.client_states()
+    assert len(states) == 10
+    with RayGrid(CLIENT_APP, 10, workers=workers) as grid:
+        assert grid.num_workers == workers
+        assert three_rounds(grid) == expected
+        assert grid.client_states() == states
+
+
+@pytest.mark.parametrize(
+    ("client_app", "said"),
+    [
+        ("engine_client", "expected \"package.module:attribute\", got 'engine_client'"),
+        ("engine_client:nothing", "cannot load 'engine_client:nothing'"),
+        ("no_such_module:app", "No module named 'no_such_module'"),
+    ],
+)
+def test_an_app_that_cannot_be_loaded_is_named(
+    client_app: str, said: str, ray_session: None
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        LocalGrid(client_app, 2)
+    with pytest.raises(ConfigError, match=said):
+        RayGrid(client_app, 2, workers=1)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of three nodes with one CPU each, which is not this process's."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    for _ in range(2):
+        nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+@pytest.mark.slow
+def test_a_cluster_agrees_and_outlives_its_grid_and_a_node(
+    cluster: Any, round_of: Any, three_rounds: Callable[[Grid], list[list[RecordDict]]]
+) -> None:
+    import ray
+
+    local = LocalGrid(CLIENT_APP, 10)
+    expected = three_rounds(local)
+    states = local.client_states()
+    for _ in range(2):  # the grid leaves the cluster as it found it
+        with RayGrid(CLIENT_APP, 10, address=cluster.address) as grid:
+            assert grid.num_workers == 3
+            assert three_rounds(grid) == expected
+            assert grid.client_states() == states
+        assert not ray.is_initialized()
+    with RayGrid(CLIENT_APP, 10, address=cluster.address) as grid:
+        three_rounds(grid)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        replies = grid.send_and_receive(round_of(round_number=4))
+        wanted = local.send_and_receive(round_of(round_number=4))
+        assert [reply.content for reply in replies] == [reply.content for reply in wanted]
+        assert grid.client_states().keys() == states.keys()

@@ -1,0 +1,158 @@
+"""Models: sizes, seeds, and their state as arrays and back."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedcompress.errors import ConfigError, LayoutError
+from simulations.models import MODELS, build_model, load_arrays, model_arrays
+
+IMAGES = (1, 28, 28)
+WINDOW = (80,)
+
+
+def shape_for(name: str) -> tuple[int, ...]:
+    return WINDOW if name == "lstm" else IMAGES
+
+
+def build(name: str, seed: int = 0, width: float = 1.0) -> nn.Module:
+    return build_model(name, shape_for(name), 10, seed=seed, hidden=(16, 16), width=width)
+
+
+def batch(name: str, size: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    if name == "lstm":
+        return torch.randint(0, 10, (size, *WINDOW), generator=generator)
+    return torch.rand(size, *IMAGES, generator=generator)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_mlp_has_the_published_size() -> None:
+    assert parameters(build_model("mlp", IMAGES, 10, seed=0)) == 199_210
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_have_a_row_per_sample(name: str) -> None:
+    assert build(name)(batch(name)).shape == (3, 10)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "resnet"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (2, 9, 13)])
+def test_image_models_take_any_image(name: str, shape: tuple[int, ...]) -> None:
+    model = build_model(name, shape, 7, seed=0)
+    assert model(torch.rand(2, *shape)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_seed_decides_and_torch_is_left_alone(name: str) -> None:
+    before = torch.get_rng_state()
+    first, again, other = (model_arrays(build(name, seed)) for seed in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+    assert any(not np.array_equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_width_scales(name: str) -> None:
+    assert (
+        parameters(build(name, width=0.5))
+        < parameters(build(name))
+        < parameters(build(name, width=2))
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_arrays_round_trip(name: str) -> None:
+    source, target = build(name, seed=1), build(name, seed=2)
+    arrays = model_arrays(source)
+    assert all(array.flags.c_contiguous for array in arrays.values())
+    for array in arrays.values():
+        array.setflags(write=False)
+    load_arrays(target, arrays)
+    after = model_arrays(target)
+    assert list(after) == list(arrays) == list(source.state_dict())
+    for key, array in arrays.items():
+        assert after[key].dtype == array.dtype
+        assert np.array_equal(after[key], array)
+        assert not np.shares_memory(after[key], array)
+    assert torch.equal(source.eval()(batch(name)), target.eval()(batch(name)))
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet"])
+def test_weights_stay_channels_last(name: str) -> None:
+    model = build(name)
+    load_arrays(model, model_arrays(build(name, seed=1)))
+    weight = next(p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_tensors_are_taken_too() -> None:
+    source, target = build("mlp", seed=1), build("mlp", seed=2)
+    load_arrays(target, source.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=1)
+    )
+
+
+def test_normalisation_has_statistics_and_integer_counters() -> None:
+    model = build("resnet")
+    model(batch("resnet"))
+    arrays = model_arrays(model)
+    counters = [key for key, array in arrays.items() if array.dtype == np.int64]
+    assert counters
+    assert all(key.endswith("num_batches_tracked") and arrays[key] == 1 for key in counters)
+    assert any(key.endswith("running_var") for key in arrays)
+
+
+def test_averaged_counters_take_the_nearest_integer() -> None:
+    model = build("resnet")
+    arrays = model_arrays(model)
+    arrays["norm.num_batches_tracked"] = np.array(6.9999999)
+    load_arrays(model, arrays)
+    assert model_arrays(model)["norm.num_batches_tracked"] == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"layers.1.weight": None}, r"missing arrays \['layers.1.weight'\]"),
+        ({"extra": np.zeros(1)}, r"unknown arrays \['extra'\]"),
+        ({"layers.1.bias": np.zeros(3)}, r"layers.1.bias has shape \(16,\), got \(3,\)"),
+    ],
+)
+def test_arrays_of_another_model_are_refused(
+    change: dict[str, np.ndarray | None], told: str
+) -> None:
+    model = build("mlp")
+    arrays = {key: array.copy() + 1 for key, array in model_arrays(model).items()}
+    before = {key: array.copy() for key, array in model_arrays(model).items()}
+    merged = {**arrays, **change}
+    given = {key: array for key, array in merged.items() if array is not None}
+    with pytest.raises(LayoutError, match=told):
+        load_arrays(model, given)
+    assert all(np.array_equal(before[key], array) for key, array in model_arrays(model).items())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "settings", "told"),
+    [
+        ("lennet", IMAGES, {}, "did you mean 'lenet'"),
+        ("transformer", IMAGES, {}, "use one of mlp, lenet, resnet, lstm"),
+        ("lstm", IMAGES, {}, "lstm takes windows of characters"),
+        ("lenet", WINDOW, {}, "use lstm"),
+        ("lenet", (1, 3, 3), {}, "at least 4 × 4 pixels"),
+        ("mlp", IMAGES, {"width": 0.0}, "width must be above 0, got 0.0"),
+        ("mlp", IMAGES, {"hidden": (0,)}, "hidden sizes must be at least 1"),
+        ("lstm", WINDOW, {"hidden": (100, 50)}, "hidden layers of one size"),
+    ],
+)
+def test_what_cannot_be_built_is_told(
+    name: str, shape: tuple[int, ...], settings: dict[str, object], told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_model(name, shape, 10, seed=0, **settings)  # type: ignore[arg-type]
+    assert told in str(caught.value)
