@@ -3,20 +3,19 @@
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 import safetensors.numpy
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import nn
 
-from fedcompress import Compressed
 from simulations.cell import Cell
 from simulations.cell_folder import CellFolder, Saved
 from simulations.checkpoint import load_strategy_state, strategy_state
 from simulations.engines import SimulatedGrid
-from simulations.events import CellDone, CellStarted, Listener, RoundDone
-from simulations.materials import Materials, materials_of
+from simulations.events import CellDone, CellStarted, Event, Listener, RoundDone
+from simulations.materials import materials_of
 from simulations.model_record import array_record, load_record, model_record, record_arrays
 from simulations.rounds import run_rounds
 from simulations.rows import before_training_row, client_rows, round_row
@@ -66,111 +65,136 @@ def run_cell(
     OSError
         If the records cannot be written; then there is no result.
     """
-    tell = listen or (lambda _event: None)
-    started = time.perf_counter()
-    materials = materials_of(cell)
-    strategy = build_strategy(cell, materials)
-    model = materials.new_model(cell.model, cell.seed)
-    simulated = grid if isinstance(grid, SimulatedGrid) else None
-    saved = folder.open(resume=simulated is not None)
-    arrays = model_record(model)
-    dense_bytes = sum(len(array.data) for array in arrays.values())
-    if saved is not None and simulated is not None:
-        arrays = _restore(saved, strategy, simulated)
-        started -= float(saved.server["elapsed_seconds"])
-    tell(CellStarted(cell, 0 if saved is None else saved.round_number))
-    if saved is None:
+    run = _CellRun(cell, grid, folder, listen or _listen_to_nothing)
+    saved = folder.open(resume=run.simulated is not None)
+    arrays = run.begin() if saved is None else run.restore(saved)
+    arrays = run.train(arrays, 0 if saved is None else saved.round_number, checkpoint_seconds)
+    return run.finish(arrays)
+
+
+@final
+class _CellRun:
+    """What the steps of a cell share."""
+
+    def __init__(self, cell: Cell, grid: Grid, folder: CellFolder, tell: Listener) -> None:
+        self._started = time.perf_counter()
+        self._cell = cell
+        self._grid = grid
+        self._folder = folder
+        self._tell = tell
+        self._materials = materials_of(cell)
+        self._strategy = build_strategy(cell, self._materials)
+        self._model = self._materials.new_model(cell.model, cell.seed)
+        self.simulated = grid if isinstance(grid, SimulatedGrid) else None
+
+    def begin(self) -> ArrayRecord:
+        """Start anew: record the model before training and give it."""
+        self._tell(CellStarted(self._cell, 0))
+        arrays = model_record(self._model)
         testing = time.perf_counter()
-        tested = _test(model, materials, cell, arrays)
-        first_row = before_training_row(tested, time.perf_counter() - testing)
-        folder.append(first_row, [])
-        tell(RoundDone(cell, first_row))
+        row = before_training_row(self._test(arrays), time.perf_counter() - testing)
+        self._folder.append(row, [])
+        self._tell(RoundDone(self._cell, row))
+        return arrays
 
-    def test_when_due(number: int, current: ArrayRecord) -> Evaluation | None:
-        due = number % cell.federation.evaluate_every == 0 or number == cell.rounds
-        return _test(model, materials, cell, current) if due else None
+    def restore(self, saved: Saved) -> ArrayRecord:
+        """Go on from a checkpoint: give strategy and clients their state, return the model."""
+        load_strategy_state(self._strategy, saved.server["strategy"])
+        if self.simulated is not None:
+            self.simulated.load_client_states(saved.client_states)
+        self._started -= float(saved.server["elapsed_seconds"])
+        self._tell(CellStarted(self._cell, saved.round_number))
+        return array_record(saved.server["arrays"])
 
-    saved_at = time.perf_counter()
-    for done in run_rounds(
-        strategy,
-        MeasuredGrid(grid),
-        arrays,
-        seed=cell.seed,
-        first_round=1 if saved is None else saved.round_number + 1,
-        last_round=cell.rounds,
-        timeout=cell.federation.timeout_seconds,
-        evaluate=test_when_due,
-    ):
-        arrays = done.arrays
-        traffic = strategy.last_round
-        own_ids = range(1, materials.partition.num_clients + 1)
-        clients = client_rows(
-            done,
-            traffic,
-            lambda node_id: node_id - 1 if simulated and node_id in own_ids else None,
-            simulated.compute_seconds if simulated else {},
-        )
-        row = round_row(done, traffic, clients, dense_bytes)
-        folder.append(row, clients)
-        tell(RoundDone(cell, row))
-        now = time.perf_counter()
-        if simulated and done.number < cell.rounds and now - saved_at >= checkpoint_seconds:
-            server = {
-                "arrays": record_arrays(arrays),
-                "strategy": strategy_state(strategy),
-                "elapsed_seconds": now - started,
-            }
-            folder.save(done.number, server, simulated.client_states())
-            saved_at = time.perf_counter()
-    result = _finish(cell, materials, model, arrays, folder, started)
-    tell(CellDone(cell, result))
-    return result
+    def train(
+        self, arrays: ArrayRecord, rounds_done: int, checkpoint_seconds: float
+    ) -> ArrayRecord:
+        """Run the rounds that are left, recording and saving; return the last model."""
+        cell, dense_bytes = self._cell, _dense_bytes(self._model)
+        saved_at = time.perf_counter()
+        for done in run_rounds(
+            self._strategy,
+            MeasuredGrid(self._grid),
+            arrays,
+            seed=cell.seed,
+            first_round=rounds_done + 1,
+            last_round=cell.rounds,
+            timeout=cell.federation.timeout_seconds,
+            evaluate=self._test_when_due,
+        ):
+            arrays = done.arrays
+            traffic = self._strategy.last_round
+            measured = self.simulated.compute_seconds if self.simulated else {}
+            clients = client_rows(done, traffic, self._client_of, measured)
+            row = round_row(done, traffic, clients, dense_bytes)
+            self._folder.append(row, clients)
+            self._tell(RoundDone(cell, row))
+            waited = time.perf_counter() - saved_at
+            if done.number < cell.rounds and waited >= checkpoint_seconds:
+                self._save(done.number, arrays)
+                saved_at = time.perf_counter()
+        return arrays
+
+    def finish(self, arrays: ArrayRecord) -> dict[str, Any]:
+        """Distil the student if there is to be one, and write models and result."""
+        cell = self._cell
+        load_record(self._model, arrays)
+        student = None
+        if cell.strategy.student is not None:
+            student, content = train_student(cell, self._materials, self._model)
+            self._folder.write_model("student.safetensors", content)
+        self._folder.write_model("model.safetensors", safetensors.numpy.save(record_arrays(arrays)))
+        rows = self._folder.rows()
+        tested = [r["accuracy"] for r in rows if r["round"] > 0 and r["accuracy"] is not None]
+        result = {
+            "label": cell.label,
+            "method": cell.strategy.method,
+            "seed": cell.seed,
+            "rounds": cell.rounds,
+            "final_accuracy": _mean(tested[-LAST_ROUNDS:]),
+            "best_accuracy": max(tested, default=None),
+            "parameters": sum(p.numel() for p in self._model.parameters()),
+            "uplink": cell.strategy.uplink_spec,
+            "downlink": cell.strategy.downlink_spec,
+            "student": student,
+            "total_seconds": time.perf_counter() - self._started,
+            "finished": True,
+        }
+        self._folder.finish(result)
+        self._tell(CellDone(cell, result))
+        return result
+
+    def _save(self, number: int, arrays: ArrayRecord) -> None:
+        if self.simulated is None:
+            return
+        server = {
+            "arrays": record_arrays(arrays),
+            "strategy": strategy_state(self._strategy),
+            "elapsed_seconds": time.perf_counter() - self._started,
+        }
+        self._folder.save(number, server, self.simulated.client_states())
+
+    def _client_of(self, node_id: int) -> int | None:
+        """Partition id of a node: known beforehand on our engines only."""
+        return None if self.simulated is None else node_id - 1
+
+    def _test_when_due(self, number: int, arrays: ArrayRecord) -> Evaluation | None:
+        due = number % self._cell.federation.evaluate_every == 0 or number == self._cell.rounds
+        return self._test(arrays) if due else None
+
+    def _test(self, arrays: ArrayRecord) -> Evaluation:
+        load_record(self._model, arrays)
+        data = self._materials.data
+        return evaluate(self._model, data.test_x, data.test_y, data, device=self._cell.device)
 
 
-def _restore(saved: Saved, strategy: Compressed, grid: SimulatedGrid) -> ArrayRecord:
-    load_strategy_state(strategy, saved.server["strategy"])
-    grid.load_client_states(saved.client_states)
-    return array_record(saved.server["arrays"])
+def _dense_bytes(model: nn.Module) -> int:
+    """Payload bytes of one model as Flower sends it uncompressed."""
+    return sum(len(array.data) for array in model_record(model).values())
 
 
-def _test(model: nn.Module, materials: Materials, cell: Cell, arrays: ArrayRecord) -> Evaluation:
-    load_record(model, arrays)
-    data = materials.data
-    return evaluate(model, data.test_x, data.test_y, data, device=cell.device)
-
-
-def _finish(
-    cell: Cell,
-    materials: Materials,
-    model: nn.Module,
-    arrays: ArrayRecord,
-    folder: CellFolder,
-    started: float,
-) -> dict[str, Any]:
-    load_record(model, arrays)
-    student = None
-    if cell.strategy.student is not None:
-        student, content = train_student(cell, materials, model)
-        folder.write_model("student.safetensors", content)
-    folder.write_model("model.safetensors", safetensors.numpy.save(record_arrays(arrays)))
-    rows = folder.rows()
-    tested = [row["accuracy"] for row in rows if row["round"] > 0 and row["accuracy"] is not None]
-    result = {
-        "label": cell.label,
-        "method": cell.strategy.method,
-        "seed": cell.seed,
-        "rounds": cell.rounds,
-        "final_accuracy": _mean(tested[-LAST_ROUNDS:]),
-        "best_accuracy": max(tested, default=None),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "uplink": cell.strategy.uplink_spec,
-        "downlink": cell.strategy.downlink_spec,
-        "student": student,
-        "total_seconds": time.perf_counter() - started,
-        "finished": True,
-    }
-    folder.finish(result)
-    return result
+def _listen_to_nothing(_: Event) -> None:
+    pass
 
 
 def _mean(values: Sequence[float]) -> float | None:

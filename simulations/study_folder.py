@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,11 @@ from fedcompress.errors import ConfigError
 from simulations.cell import Cell
 from simulations.cell_folder import CellFolder
 from simulations.data import FederatedData
-from simulations.provenance import provenance
+from simulations.provenance import commit, provenance, versions
 from simulations.records import read_json, write_json
 from simulations.study import Study
+
+logger = logging.getLogger(__name__)
 
 # What may differ between two runs of one study: where it runs never changes a result.
 _APART = ("engine", "checkpoint_seconds", "network", "data.data_dir")
@@ -58,6 +61,8 @@ class StudyFolder:
                     f"{self.path}: the data {data.name!r} have changed since this study began; "
                     "give another --out"
                 )
+            else:
+                _warn_of_other_code(known)
             yield
 
     def check(self, study: Study) -> None:
@@ -107,6 +112,14 @@ class StudyFolder:
                     "another --out"
                 ) from error
             yield
+
+
+def _warn_of_other_code(known: Mapping[str, Any]) -> None:
+    """A run may go on with other code than it began with, but nobody should overlook it."""
+    before = {"commit": known.get("commit"), **known.get("versions", {})}
+    for name, now in {"commit": commit(), **versions()}.items():
+        if before.get(name) != now:
+            logger.warning("this run began with %s %s, now it is %s", name, before.get(name), now)
 
 
 def _entries(path: Path) -> list[Path]:

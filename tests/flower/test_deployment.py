@@ -215,7 +215,7 @@ def test_flwr_run_on_flowers_own_simulation(
     port = free_port()
     (Path(flower["FLWR_HOME"]) / "config.toml").write_text(
         '[superlink]\ndefault = "local"\n[superlink.local]\n'
-        'options.num-supernodes = 2\noptions.backend.client-resources.num-cpus = 1\n'
+        "options.num-supernodes = 2\noptions.backend.client-resources.num-cpus = 1\n"
     )
     del port
     finished = subprocess.run(

@@ -78,7 +78,7 @@ def test_temperature_keeps_gradients_comparable() -> None:
     assert norms[0] == pytest.approx(norms[1], rel=0.3)
 
 
-def test_logits_do_not_depend_on_the_batch_and_leave_the_mode(toys) -> None:  # noqa: ANN001
+def test_logits_do_not_depend_on_the_batch_and_leave_the_mode(toys) -> None:
     model = toys.seeded(toys.normalised_mlp, 0)
     model[3].eval()
     x = torch.rand(50, 64)
@@ -89,7 +89,7 @@ def test_logits_do_not_depend_on_the_batch_and_leave_the_mode(toys) -> None:  # 
     assert not model[3].training
 
 
-def test_divergence_falls_and_follows_the_teacher(toys, digits) -> None:  # noqa: ANN001
+def test_divergence_falls_and_follows_the_teacher(toys, digits) -> None:
     teacher = toys.seeded(toys.mlp, 1)
     toys.train(teacher, digits["train_x"], digits["train_y"], 60)
     student = toys.seeded(toys.mlp, 2)
@@ -99,7 +99,7 @@ def test_divergence_falls_and_follows_the_teacher(toys, digits) -> None:  # noqa
     assert result.agreement > 0.85
 
 
-def test_a_student_that_equals_its_teacher_is_left_alone(toys, digits) -> None:  # noqa: ANN001
+def test_a_student_that_equals_its_teacher_is_left_alone(toys, digits) -> None:
     student = toys.seeded(toys.mlp, 1)
     before = weights_of(student)
     target = predict_logits(student, digits["proxy"])
@@ -113,7 +113,7 @@ def test_a_student_that_equals_its_teacher_is_left_alone(toys, digits) -> None: 
 
 
 @pytest.mark.parametrize("holdout_fraction", [0.0, 0.3])
-def test_stopping_keeps_the_best_weights(toys, digits, holdout_fraction: float) -> None:  # noqa: ANN001
+def test_stopping_keeps_the_best_weights(toys, digits, holdout_fraction: float) -> None:
     """A learning rate that destroys the student must leave it as it was at its best."""
     teacher, student = toys.seeded(toys.mlp, 1), toys.seeded(toys.mlp, 2)
     toys.train(teacher, digits["train_x"], digits["train_y"], 60)
@@ -138,7 +138,7 @@ def test_stopping_keeps_the_best_weights(toys, digits, holdout_fraction: float) 
     assert torch.isfinite(weights_of(student)).all()
 
 
-def test_determinism_without_touching_the_global_generator(toys, digits) -> None:  # noqa: ANN001
+def test_determinism_without_touching_the_global_generator(toys, digits) -> None:
     target = predict_logits(toys.seeded(toys.mlp, 1), digits["proxy"])
 
     def run(seed: int) -> Tensor:
@@ -156,7 +156,7 @@ def test_determinism_without_touching_the_global_generator(toys, digits) -> None
 
 
 @pytest.mark.parametrize("learn_statistics", [False, True])
-def test_normalisation_statistics(toys, digits, learn_statistics: bool) -> None:  # noqa: ANN001
+def test_normalisation_statistics(toys, digits, learn_statistics: bool) -> None:
     student = toys.seeded(toys.normalised_mlp, 2)
     target = predict_logits(toys.seeded(toys.mlp, 1), digits["proxy"])
     mean = student[1].running_mean.clone()
@@ -207,12 +207,12 @@ def test_sequences_and_recurrent_models() -> None:
         ({"holdout_fraction": 1}, r"holdout_fraction must be in \[0, 1\), got 1"),
     ],
 )
-def test_settings_out_of_range(toys, settings: dict[str, float], fault: str) -> None:  # noqa: ANN001
+def test_settings_out_of_range(toys, settings: dict[str, float], fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):
         distil(toys.mlp(), torch.rand(9, 64), torch.zeros(9, 10), rng=rng(), **settings)
 
 
-def test_data_that_does_not_fit(toys) -> None:  # noqa: ANN001
+def test_data_that_does_not_fit(toys) -> None:
     model = toys.mlp()
     with pytest.raises(ConfigError, match="at least 2 rows, got 0"):
         distil(model, torch.rand(0, 64), torch.zeros(0, 10), rng=rng())

@@ -20,8 +20,6 @@ from fedcompress.errors import ConfigError
 from fedcompress.server import Compressed
 from strategies import Distilled
 
-# ruff: noqa: ANN001, ANN201
-
 
 @pytest.fixture
 def round_of_skewed_clients(toys, digits):

@@ -10,8 +10,6 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 
 from strategies import Distilled
 
-# ruff: noqa: ANN001, ANN201
-
 CLIENTS = 7
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {

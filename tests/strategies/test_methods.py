@@ -9,8 +9,6 @@ from fedcompress import parse
 from fedcompress.errors import ConfigError
 from strategies.methods import SERVERS, Method, build_server, method, methods, parameters
 
-# ruff: noqa: ANN201
-
 WANTED = {
     *SERVERS,
     "fedpaq", "uniform", "stc", "top_k", "qsparse", "ef_sign", "sign", "terngrad", "random_k",

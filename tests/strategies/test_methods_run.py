@@ -12,8 +12,6 @@ from fedcompress import Compressed, compression_mod
 from strategies import Distilled
 from strategies.methods import build_server, method, methods
 
-# ruff: noqa: ANN001, ANN201
-
 CLIENTS = 5
 
 

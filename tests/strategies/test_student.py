@@ -10,8 +10,6 @@ from fedcompress.randomness import rng_for
 from strategies import distil_student
 from strategies.student import count_parameters, file_bytes
 
-# ruff: noqa: ANN001, ANN201
-
 
 def small(classes: int = 10) -> nn.Module:
     return nn.Sequential(
