@@ -8,7 +8,7 @@ from typing import Literal, cast
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import FedAvg, FedXgbBagging, FedXgbCyclic, Strategy
 from torch import Tensor
 
 from fedcompress import protocol
@@ -19,6 +19,7 @@ from fedcompress.errors import ConfigError, FedcompressError
 from fedcompress.flower_adapter import (
     check_metrics_agree,
     metrics_from,
+    strategies_inside,
     tell_server_momentum,
     uses_weighted_mean,
     weight_key,
@@ -93,8 +94,14 @@ class Compressed(Strategy):
             raise ConfigError(
                 f"Compressed: strategy must be a flwr.serverapp.strategy.Strategy, got {strategy!r}"
             )
-        if isinstance(strategy, Compressed):
-            raise ConfigError("Compressed: the strategy is compressed already; wrap it once")
+        for inside in strategies_inside(strategy):
+            if isinstance(inside, Compressed):
+                raise ConfigError("Compressed: the strategy is compressed already; wrap it once")
+            if isinstance(inside, FedXgbBagging | FedXgbCyclic):
+                raise ConfigError(
+                    f"Compressed: {type(inside).__name__} exchanges trees, which have no update "
+                    "to compress; use it as it is"
+                )
         self.strategy = strategy
         if uplink is None and downlink is not None:
             uplink = "raw()"  # a client that decodes the model speaks the protocol both ways

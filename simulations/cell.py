@@ -5,6 +5,7 @@ the server's and the client's app know nothing else, so they run on every engine
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, final
 
 from pydantic import (
@@ -52,12 +53,16 @@ def canonical_spec(spec: str) -> str:
 Spec = Annotated[str, AfterValidator(canonical_spec)]
 
 
+def _absolute(folder: str) -> str:
+    return str(Path(folder).expanduser().absolute())
+
+
 @final
 class DataSettings(Section):
-    """Which data set."""
+    """Which data set; `data_dir` is made absolute, because workers have folders of their own."""
 
     name: str = "digits"
-    data_dir: str | None = None
+    data_dir: Annotated[str, AfterValidator(_absolute)] | None = None
 
 
 @final

@@ -49,7 +49,8 @@ class StudyProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bars.stop()
+        if self._bars.live.is_started:
+            self._bars.stop()
 
     def __call__(self, event: Event) -> None:
         """Show an event."""

@@ -7,9 +7,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from simulations.report import load_run, terminal_table, write_report
-from simulations.report.tables import CAPTION
-
 
 def show_results(folder: Path, console: Console | None = None) -> None:
     """Write the report of a run's folder, print its table and the report's path.
@@ -21,6 +18,10 @@ def show_results(folder: Path, console: Console | None = None) -> None:
     OSError
         If the report cannot be written.
     """
+    # Imported now: a run need not wait for pandas and matplotlib to begin.
+    from simulations.report import load_run, terminal_table, write_report
+    from simulations.report.tables import CAPTION
+
     console = console or Console()
     headings, *rows = terminal_table(load_run(folder))
     table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=CAPTION, caption_justify="left")

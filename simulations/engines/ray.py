@@ -17,7 +17,7 @@ from simulations.engines.base import SimulatedGrid
 from simulations.engines.client_call import AppFactory
 from simulations.engines.flower_internals import CLIENT_CRASHED, build_message, set_message_id
 from simulations.engines.packing import Buffer, SharedBuffers, pack_records, unpack_records
-from simulations.engines.ray_session import open_session, workers_that_fit
+from simulations.engines.ray_session import live_nodes, open_session, workers_that_fit
 from simulations.engines.schedule import ClientQueue, expected_costs
 from simulations.engines.state_files import StateFiles
 
@@ -164,7 +164,7 @@ class RayGrid(SimulatedGrid):
             self._workers.remove(worker)
         else:
             worker.actor = self._actor_class.remote(self._client_app)
-            worker.node = None
+            worker.node = self._here if live_nodes() == 1 else None
 
     # ------------------------------------------------------------------ a round
     def _execute(

@@ -136,3 +136,10 @@ def workers_that_fit(cpus_per_worker: float, gpus_per_worker: float) -> int:
         by_gpu = resources.get("GPU", 0.0) / gpus_per_worker if gpus_per_worker else math.inf
         fit += int(min(by_cpu, by_gpu, 1024.0) + 1e-9)
     return fit
+
+
+def live_nodes() -> int:
+    """Count the session's nodes that are alive."""
+    import ray
+
+    return sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]

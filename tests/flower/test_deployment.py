@@ -1,5 +1,6 @@
 """The same apps on Flower's own engines: its simulation, and a SuperLink with two SuperNodes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +96,16 @@ class Processes:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
+        self._stop_daemons()
+
+    def _stop_daemons(self) -> None:
+        """End what Flower left running: `flwr run` on its simulation starts a SuperLink for good."""
+        home = f"FLWR_HOME={self._env['FLWR_HOME']}".encode()
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            pid = int(path.parent.name)
+            with contextlib.suppress(OSError):
+                if pid != os.getpid() and home in path.read_bytes().split(b"\0"):
+                    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -131,8 +143,6 @@ def by_client(records: Path) -> dict[tuple[int, int], dict[str, object]]:
 def local(tmp_path: Path) -> Path:
     """Run the same cell on LocalGrid."""
     # Flower lays its overrides over what pyproject.toml says.
-    import tomllib
-
     app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
 
     def dotted(table: dict[str, object], prefix: str = "") -> dict[str, object]:
@@ -208,16 +218,15 @@ def test_superlink_and_supernodes_send_what_local_grid_sends(
         assert row["uplink_message_bytes"] > row["uplink_payload_bytes"]  # type: ignore[operator]
 
 
+@pytest.mark.usefixtures("processes")
 def test_flwr_run_on_flowers_own_simulation(
-    processes: Processes, flower: dict[str, str], tmp_path: Path, local: Path
+    flower: dict[str, str], tmp_path: Path, local: Path
 ) -> None:
     records = tmp_path / "records"
-    port = free_port()
     (Path(flower["FLWR_HOME"]) / "config.toml").write_text(
         '[superlink]\ndefault = "local"\n[superlink.local]\n'
         "options.num-supernodes = 2\noptions.backend.client-resources.num-cpus = 1\n"
     )
-    del port
     finished = subprocess.run(
         [
             *(BIN / "flwr", "run", ".", "local", "--stream"),

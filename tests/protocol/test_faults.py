@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAvg, FedMedian
+from flwr.serverapp.strategy import FedAvg, FedMedian, FedXgbBagging
 
 from fedcompress import Compressed, ConfigError, compress, compression_mod, parse, rng_for
 from fedcompress.wire import HEADER_BYTES
@@ -228,6 +228,7 @@ def test_residuals_survive_rounds_without_the_client() -> None:
         (lambda: Compressed(FedAvg(), uplink="top_k(5)"), "did you mean 0.05"),
         (lambda: Compressed(FedAvg(), downlink="zzz()"), "unknown stage 'zzz'"),
         (lambda: Compressed(Compressed(FedAvg())), "wrap it once"),
+        (lambda: Compressed(FedXgbBagging()), "exchanges trees"),
         (lambda: Compressed("FedAvg"), "must be a flwr.serverapp.strategy.Strategy"),
     ],
 )

@@ -136,6 +136,7 @@ def test_stopped_in_each_cell_and_resumed_equals_uninterrupted(
     assert results_of(tmp_path / "run") == results_of(finished)
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_and_resumed_equals_uninterrupted(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -152,7 +153,7 @@ def test_killed_at_any_point_and_resumed_equals_uninterrupted(
         return sum(path.stat().st_size for path in out.glob("cells/*/*.jsonl"))
 
     kills = 0
-    for _ in range(20):
+    while kills < 5:
         before = recorded()
         process = subprocess.Popen(
             [sys.executable, "-c", program, str(file), str(out)],
@@ -160,7 +161,7 @@ def test_killed_at_any_point_and_resumed_equals_uninterrupted(
             stderr=subprocess.PIPE,
         )
         # Killed once it has written more than there was: somewhere, between any two lines of code.
-        wanted = before + 1500 * (1 + kills % 3)
+        wanted = before + 2500 * (1 + kills % 3)
         while process.poll() is None and recorded() < wanted:
             time.sleep(0.002)
         if process.poll() is None:
@@ -171,7 +172,7 @@ def test_killed_at_any_point_and_resumed_equals_uninterrupted(
             break
         assert process.returncode == -signal.SIGKILL, said.decode()
     run_study(small_study(), out)
-    assert kills >= 3
+    assert kills >= 2
     assert results_of(out) == results_of(finished)
 
 
@@ -231,9 +232,8 @@ def test_writing_json_that_is_not_finite_fails_before_the_file_changes(tmp_path:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_ray_gives_the_records_and_models_of_one_process(
-    finished: Path, tmp_path: Path, workers: int
+def test_one_ray_for_all_cells_gives_the_records_and_models_of_one_process(
+    finished: Path, tmp_path: Path
 ) -> None:
-    run_study(small_study(engine={"kind": "ray", "workers": workers}), tmp_path / "run")
+    run_study(small_study(engine={"kind": "ray", "workers": 2}), tmp_path / "run")
     assert results_of(tmp_path / "run") == results_of(finished)
