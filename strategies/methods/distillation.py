@@ -16,7 +16,7 @@ def feddf() -> Recipe:
 @published(_LIN + "; Reisizadeh et al., FedPAQ, 2020")
 def feddf_quantized(*, bits: int = 4) -> Recipe:
     """Distil from clients that sent updates quantized without bias to a few bits."""
-    check_integer("feddf_quantized", "bits", bits, 1, 16)
+    check_integer("feddf_quantized", "bits", bits, 2, 16)
     return Recipe(uplink=f"quantize({bits}) | entropy()", distill=True)
 
 

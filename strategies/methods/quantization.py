@@ -11,7 +11,7 @@ from strategies.methods.registry import published
 )
 def fedpaq(*, bits: int = 4) -> Recipe:
     """Quantize the update without bias to a few bits over its range."""
-    check_integer("fedpaq", "bits", bits, 1, 16)
+    check_integer("fedpaq", "bits", bits, 2, 16)
     return Recipe(uplink=f"quantize({bits}) | entropy()")
 
 

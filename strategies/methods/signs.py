@@ -24,4 +24,5 @@ def sign() -> Recipe:
 )
 def terngrad() -> Recipe:
     """Send each entry as -1, 0 or 1 times one magnitude a tensor, without bias."""
-    return Recipe(uplink="ternary() | entropy()")
+    # Three levels over the range of the tensor, rounded at random: just what the paper sends.
+    return Recipe(uplink="quantize(2) | entropy()")

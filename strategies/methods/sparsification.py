@@ -22,7 +22,7 @@ def top_k(*, fraction: float = 0.01, error_feedback: bool = True) -> Recipe:
 def qsparse(*, fraction: float = 0.01, bits: int = 4) -> Recipe:
     """Send the largest entries, quantized, and keep the rest as a residual."""
     check_fraction("qsparse", "fraction", fraction)
-    check_integer("qsparse", "bits", bits, 1, 16)
+    check_integer("qsparse", "bits", bits, 2, 16)
     return Recipe(uplink=_fed_back(f"top_k({fraction}) | quantize({bits}) | entropy()"))
 
 

@@ -99,7 +99,7 @@ class Processes:
         self._stop_daemons()
 
     def _stop_daemons(self) -> None:
-        """End what Flower left running: `flwr run` on its simulation starts a SuperLink for good."""
+        """End the SuperLink that `flwr run` leaves running behind its simulation."""
         home = f"FLWR_HOME={self._env['FLWR_HOME']}".encode()
         for path in Path("/proc").glob("[0-9]*/environ"):
             pid = int(path.parent.name)
