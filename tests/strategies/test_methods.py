@@ -73,7 +73,7 @@ def test_parameters_reach_the_specs():
         ("fedavg", {"bits": 1}, "fedavg: there is no parameter 'bits'; it takes none"),
         ("stc", {"fraction": 5}, r"stc: fraction must be in \(0, 1\], got 5; did you mean 0.05"),
         ("top_k", {"fraction": 0}, r"top_k: fraction"),
-        ("fedpaq", {"bits": 0}, "fedpaq: bits must be an integer from 1 to 16, got 0"),
+        ("fedpaq", {"bits": 0}, "fedpaq: bits must be an integer from 2 to 16, got 0"),
         ("uniform", {"step": -1.0}, "uniform: step"),
         ("uniform", {"downlink_step": "x"}, "uniform: downlink_step"),
         ("fedtrimmedavg", {"beta": 0.5}, r"fedtrimmedavg: beta must be in \[0, 0.5\), got 0.5"),
