@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -170,27 +171,35 @@ class _Steps(Part):
     like: Layout
 
     def dense(self) -> Tensor:
-        x = self._undone_to(0)
-        return _narrow(x, self.like.dtype).reshape(self.like.shape)
+        if not self._is_sparse:
+            return self._values
+        side, before = self.steps[0]
+        x = self.stages[0].decode(self._values, side, before)
+        return narrow(x, self.like.dtype).reshape(self.like.shape)
 
     def add_to(self, total: Tensor, weight: float) -> None:
-        exact = self.like.dtype == _working_dtype(self.like.dtype)
-        if not (exact and self.stages and self.stages[0].sparsifies):
+        if not self._is_sparse or self.like.dtype != _working_dtype(self.like.dtype):
             total.add_(self.dense(), alpha=weight)
             return
         side, before = self.steps[0]
-        self.stages[0].add_to(total, self._undone_to(1), side, before, weight)
+        self.stages[0].add_to(total, self._values, side, before, weight)
 
     def is_finite(self) -> bool:
-        # Symbols and scales are finite by their forms; only floats that were sent may not be.
-        return not self.last.is_floating_point() or bool(torch.isfinite(self.last).all())
+        # A finite scale times a finite symbol may still overflow, so we look at the product.
+        return bool(torch.isfinite(self._values).all())
 
-    def _undone_to(self, first: int) -> Tensor:
+    @property
+    def _is_sparse(self) -> bool:
+        return bool(self.stages) and self.stages[0].sparsifies
+
+    @cached_property
+    def _values(self) -> Tensor:
+        """Give the kept entries behind a stage that sparsifies, else the whole array."""
         x = self.last
-        undone = list(zip(self.stages, self.steps, strict=True))[first:]
+        undone = list(zip(self.stages, self.steps, strict=True))[int(self._is_sparse) :]
         for stage, (side, before) in reversed(undone):
             x = stage.decode(x, side, before)
-        return x
+        return x if self._is_sparse else narrow(x, self.like.dtype).reshape(self.like.shape)
 
 
 _Step = tuple[Sequence[Stream], Layout]
@@ -257,8 +266,9 @@ def _working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
-    if x.dtype == dtype:
+def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert to a dtype, staying finite where a floating-point value would overflow."""
+    if x.dtype == dtype or not dtype.is_floating_point:
         return x
     limit = torch.finfo(dtype).max
     return x.clamp(-limit, limit).to(dtype)

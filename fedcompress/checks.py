@@ -6,19 +6,21 @@ from difflib import get_close_matches
 from fedcompress.errors import SpecError
 
 
-def check_fraction(owner: str, setting: str, value: object) -> None:
-    """Raise `SpecError` unless ``value`` is a number in (0, 1]."""
-    if not _is_number(value) or not 0 < float(value) <= 1:  # type: ignore[arg-type]
-        mend = ""
-        if _is_number(value) and 1 < float(value) <= 100:  # type: ignore[arg-type]
-            mend = f"; did you mean {float(value) / 100:g}?"  # type: ignore[arg-type]
-        raise SpecError(f"{owner}: {setting} must be in (0, 1], got {value!r}{mend}")
+def check_fraction(owner: str, setting: str, value: object) -> float:
+    """Give ``value`` as a float; raise `SpecError` unless it is a number in (0, 1]."""
+    number = _number(value)
+    if not 0 < number <= 1:
+        mend = f"; did you mean {number / 100:g}?" if 1 < number <= 100 else ""
+        raise SpecError(f"{owner}: {setting} must be in (0, 1], got {_brief(value)}{mend}")
+    return number
 
 
-def check_positive(owner: str, setting: str, value: object) -> None:
-    """Raise `SpecError` unless ``value`` is a finite number above zero."""
-    if not _is_number(value) or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
-        raise SpecError(f"{owner}: {setting} must be a finite number above 0, got {value!r}")
+def check_positive(owner: str, setting: str, value: object) -> float:
+    """Give ``value`` as a float; raise `SpecError` unless it is finite and above zero."""
+    number = _number(value)
+    if not 0 < number < math.inf:
+        raise SpecError(f"{owner}: {setting} must be a finite number above 0, got {_brief(value)}")
+    return number
 
 
 def check_integer(owner: str, setting: str, value: object, low: int, high: int) -> None:
@@ -44,9 +46,16 @@ def near(name: str, known: list[str]) -> str:
     return "known: " + ", ".join(sorted(known))
 
 
-def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and not (isinstance(value, float) and math.isnan(value))
-    )
+def _number(value: object) -> float:
+    """Convert a number; anything else, and what no float can hold, gives NaN or infinity."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -119,7 +119,10 @@ def _train(
     new_content = RecordDict({k: r for k, r in reply.content.items() if k != reply_key})
     new_content[reply_key] = protocol.payloads_to_record([payload])
     new_content[protocol.RECORD] = ConfigRecord(
-        {protocol.ENCODE_SECONDS_KEY: time.perf_counter() - started}
+        {
+            protocol.ROUND_KEY: int(cast(int, settings[protocol.ROUND_KEY])),
+            protocol.ENCODE_SECONDS_KEY: time.perf_counter() - started,
+        }
     )
     reply.content = new_content
     return reply
@@ -147,11 +150,17 @@ def _load_state(context: Context, compressor: Compressor, update: dict[str, Tens
     stored = context.state.array_records.get(protocol.STATE_RECORD)
     if settings is None or stored is None:
         return fresh
-    made_for = (settings.get(_SPEC), settings.get(_LAYOUT))
-    if made_for != (str(compressor), fingerprint_layout(update)):
-        logger.info("client %s: spec or model changed, residual anew", _client_key(context))
+    if settings.get(_LAYOUT) != fingerprint_layout(update):
+        logger.warning("client %s: the model changed; its residual is lost", _client_key(context))
         return fresh
-    return protocol.record_to_tensors(stored)
+    kept = protocol.record_to_tensors(stored)
+    if kept.keys() != fresh.keys():
+        # A spec that differs in its numbers only, as on a schedule, keeps the same state.
+        logger.warning(
+            "client %s: the spec changed from %s to %s; state that no longer fits is lost",
+            *(_client_key(context), settings.get(_SPEC), compressor),
+        )
+    return {name: kept.get(name, x) for name, x in fresh.items()}
 
 
 def _save_state(

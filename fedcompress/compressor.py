@@ -51,6 +51,10 @@ class Compressor(ABC):
 
     name: ClassVar[str]
 
+    def inside(self) -> Sequence["Compressor"]:
+        """Give the compressors that this one wraps."""
+        return ()
+
     @property
     @abstractmethod
     def unbiased(self) -> bool:
@@ -179,6 +183,10 @@ def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
 
 def _as_tensor(name: str, x: "Tensor | np.ndarray") -> Tensor:
     if isinstance(x, Tensor):
+        if x.is_complex():
+            raise LayoutError(
+                f"array {name!r}: is complex; send its real and imaginary parts apart"
+            )
         return x.detach()
     if not isinstance(x, np.ndarray):
         raise LayoutError(
@@ -188,6 +196,8 @@ def _as_tensor(name: str, x: "Tensor | np.ndarray") -> Tensor:
     if any(stride < 0 for stride in native.strides) or not native.flags.writeable:
         # torch refuses negative strides, and warns of read-only memory though we never write.
         native = native.copy()
+    if np.iscomplexobj(native):
+        raise LayoutError(f"array {name!r}: is complex; send its real and imaginary parts apart")
     try:
         return torch.from_numpy(native)
     except TypeError as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.compressor import Compressor, State
+from fedcompress.errors import NotFiniteError
 from fedcompress.randomness import rng_for
 from fedcompress.reference import NO_VERSION
 
@@ -39,6 +40,7 @@ class Broadcast:
     version: int = NO_VERSION
     reference: dict[str, Tensor] = field(default_factory=dict)
     checksum: int = 0
+    _stays: bool = False
     _state: State = field(default_factory=dict)
     _payloads: dict[int, bytes] = field(default_factory=dict)  # by the version they lead to
     _held: dict[int, int] = field(default_factory=dict)
@@ -47,6 +49,15 @@ class Broadcast:
     def advance_to(self, target: Mapping[str, Tensor], server_round: int) -> None:
         """Move the reference towards ``target`` by what this round's payload carries."""
         self._shipments = {}
+        for name, x in target.items():
+            if x.is_floating_point() and not bool(x.isfinite().all()):
+                raise NotFiniteError(
+                    f"global model {name!r} holds NaN or infinity before round {server_round}: the "
+                    "server's rule has diverged; lower its learning rate"
+                )
+        if self._stays:
+            # What the last broadcast left out of this same target is in the residual already.
+            target, self._stays = self.reference, False
         if self.version == NO_VERSION or not _same_layout(target, self.reference):
             self._restart(target)
             return
@@ -63,11 +74,16 @@ class Broadcast:
         """Choose what brings a node to the reference: the payloads it lacks, or all of it."""
         base = self._held.get(node_id, NO_VERSION)
         wanted = range(base + 1, self.version + 1)
-        if base == NO_VERSION or any(v not in self._payloads for v in wanted):
+        known = all(v in self._payloads for v in wanted)
+        if not known or sum(len(self._payloads[v]) for v in wanted) >= self._dense_bytes():
             base = NO_VERSION
         if base not in self._shipments:
             self._shipments[base] = self._pack(base)
         return self._shipments[base]
+
+    def model_stays(self) -> None:
+        """Note that the round gave no new model, so the next target is the one just broadcast."""
+        self._stays = True
 
     def confirm(self, node_id: int) -> None:
         """Note that a node answered, so it holds the current version."""
@@ -82,6 +98,7 @@ class Broadcast:
         return {
             "version": self.version,
             "checksum": self.checksum,
+            "stays": int(self._stays),
             "reference": {name: x.numpy() for name, x in self.reference.items()},
             "state": {name: x.numpy() for name, x in self._state.items()},
             "payloads": {
@@ -98,6 +115,7 @@ class Broadcast:
         }
         self.version = int(str(state["version"]))
         self.checksum = int(str(state["checksum"]))
+        self._stays = bool(state["stays"])
         self.reference = {k: torch.from_numpy(x.copy()) for k, x in arrays["reference"].items()}
         self._state = {k: torch.from_numpy(x.copy()) for k, x in arrays["state"].items()}
         self._payloads = {int(v): p.tobytes() for v, p in arrays["payloads"].items()}
@@ -124,9 +142,12 @@ class Broadcast:
         catchup = size - len(payloads[-1]) if payloads else 0
         return Shipment(protocol.payloads_to_record(payloads), base, size, catchup)
 
+    def _dense_bytes(self) -> int:
+        return sum(x.numel() * x.element_size() for x in self.reference.values())
+
     def _drop_stale_payloads(self) -> None:
         """Keep payloads only as far back as all of them together are smaller than the model."""
-        room = sum(x.numel() * x.element_size() for x in self.reference.values())
+        room = self._dense_bytes()
         for version in sorted(self._payloads, reverse=True):
             room -= len(self._payloads[version])
             if room < 0 and version != self.version:

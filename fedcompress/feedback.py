@@ -1,6 +1,6 @@
 """Error feedback: what was not sent is remembered and added to the next update."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedcompress.chain import as_compressor
+from fedcompress.chain import Chain, as_compressor, narrow
 from fedcompress.compressor import Compressor, Encoded, Part, State
 from fedcompress.errors import LayoutError, SpecError
 from fedcompress.wire import SectionReader
@@ -37,8 +37,19 @@ class ErrorFeedback(Compressor):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compressor", as_compressor(self.compressor, self.name))
-        if isinstance(self.compressor, ErrorFeedback):
-            raise SpecError("error_feedback: stands twice around the same chain; write it once")
+        for inner in _all_inside(self.compressor):
+            if isinstance(inner, ErrorFeedback):
+                raise SpecError("error_feedback: stands twice around the same chain; write it once")
+            for stage in inner.stages if isinstance(inner, Chain) else ():
+                if stage.expands:
+                    raise SpecError(
+                        f"error_feedback: {stage} magnifies what it keeps, and the residual would "
+                        'grow without bound; write random_k(…, rescale="no")'
+                    )
+
+    def inside(self) -> Sequence[Compressor]:
+        """Give the compressor that sends."""
+        return (self.compressor,)
 
     @property
     def unbiased(self) -> bool:
@@ -64,7 +75,7 @@ class ErrorFeedback(Compressor):
     ) -> Encoded:
         """Send update + residual, keep the difference."""
         corrected = {name: self._correct(name, x, state) for name, x in update.items()}
-        sendable = {name: corrected[name].to(x.dtype) for name, x in update.items()}
+        sendable = {name: narrow(corrected[name], x.dtype) for name, x in update.items()}
         inner_state = {
             name.removeprefix(_INNER): x for name, x in state.items() if name.startswith(_INNER)
         }
@@ -100,6 +111,12 @@ class ErrorFeedback(Compressor):
                 f"the state holds {found}; make the state with init() on the same arrays"
             )
         return x.to(residual.dtype) + residual.to(x.device)
+
+
+def _all_inside(compressor: Compressor) -> Iterator[Compressor]:
+    yield compressor
+    for inner in compressor.inside():
+        yield from _all_inside(inner)
 
 
 def _residual_dtype(dtype: torch.dtype) -> torch.dtype:

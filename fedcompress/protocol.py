@@ -169,11 +169,11 @@ def without_arrays(content: RecordDict) -> RecordDict:
 def _tensor(name: str, array: Array) -> Tensor:
     try:
         x = array.numpy()
-    except TypeError as error:
+        if not x.flags.writeable or not x.dtype.isnative:
+            x = x.astype(x.dtype.newbyteorder("="))
+        return torch.from_numpy(x)
+    except (TypeError, ValueError, EOFError, SyntaxError) as error:
         raise LayoutError(
-            f"array {name!r}: is serialized as {array.stype!r}, which is not a dense array; "
-            "send numpy arrays or torch tensors"
+            f"array {name!r} ({array.dtype}, serialized as {array.stype!r}) cannot be read: "
+            f"{error}; send numpy arrays or torch tensors of numbers"
         ) from error
-    if not x.flags.writeable or not x.dtype.isnative:
-        x = x.astype(x.dtype.newbyteorder("="))
-    return torch.from_numpy(x)

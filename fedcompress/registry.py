@@ -4,6 +4,7 @@ A package adds its own by an entry point in the group ``fedcompress.stages``,
 ``fedcompress.coders`` or ``fedcompress.compressors`` whose name is the name in spec strings.
 """
 
+import logging
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -14,6 +15,8 @@ from fedcompress.coder import Coder
 from fedcompress.compressor import Compressor
 from fedcompress.errors import SpecError
 from fedcompress.stage import Stage
+
+logger = logging.getLogger(__name__)
 
 _STAGES = {
     "cast": "fedcompress.stages.cast:Cast",
@@ -69,7 +72,17 @@ def _load(
                 f"{group}: {point.value} wants the name {point.name!r}, which is taken; "
                 "rename the entry point"
             )
-        loaded = point.load()
+        try:
+            loaded = point.load()
+        except Exception as error:  # noqa: BLE001  a stranger's module may fail in any way; the others still work
+            logger.warning(
+                "%s: %s (%s) cannot be loaded and is left out: %s",
+                group,
+                point.name,
+                point.value,
+                error,
+            )
+            continue
         if not (isinstance(loaded, type) and issubclass(loaded, kind)):
             raise SpecError(f"{group}: {point.value} is not a subclass of {kind.__name__}")
         if getattr(loaded, "name", None) != point.name:

@@ -1,6 +1,6 @@
 """Routing: different compressors for different arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -52,6 +52,10 @@ class Route(Compressor):
     def unbiased(self) -> bool:
         """Whether every compressor in it is."""
         return all(part.unbiased for part in self._parts())
+
+    def inside(self) -> Sequence[Compressor]:
+        """Give the compressors of all patterns, and the default."""
+        return self._parts()
 
     def init_state(self, like: Mapping[str, Tensor]) -> State:
         """Make the state of every part."""

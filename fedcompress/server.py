@@ -1,9 +1,11 @@
 """The server's end: a strategy around any Flower strategy."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, cast
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -13,9 +15,10 @@ from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.aggregation import WeightedSum
+from fedcompress.checks import check_integer
 from fedcompress.compressor import Compressor
 from fedcompress.downlink import Broadcast
-from fedcompress.errors import ConfigError, FedcompressError
+from fedcompress.errors import ConfigError, FedcompressError, PayloadError
 from fedcompress.flower_adapter import (
     check_metrics_agree,
     metrics_from,
@@ -25,7 +28,15 @@ from fedcompress.flower_adapter import (
     weight_key,
     with_content,
 )
-from fedcompress.incoming import Answer, in_order, is_dense, read_reply
+from fedcompress.incoming import (
+    Answer,
+    Expected,
+    in_order,
+    is_dense,
+    largest_weight,
+    most_common_metrics,
+    read_reply,
+)
 from fedcompress.outgoing import Outgoing
 from fedcompress.reference import NEEDS_WHOLE_MODEL
 from fedcompress.spec import parse
@@ -60,9 +71,10 @@ class Compressed(Strategy):
         counted (a baseline). Default: ``quantize(step=0.4) | entropy()``.
     downlink : str or Compressor, optional
         Spec for what the server sends. A lossy one should carry ``error_feedback(...)``, which
-        remembers on the server what the broadcast left out. Default: dense arrays.
+        remembers on the server what the broadcast left out; without an uplink of its own it
+        makes that ``raw()``. Default: dense arrays.
     seed : int
-        Keys all randomness of compression, together with round and client.
+        Of 64 bits. Keys all randomness of compression, together with round and client.
 
     Attributes
     ----------
@@ -103,6 +115,7 @@ class Compressed(Strategy):
                     "to compress; use it as it is"
                 )
         self.strategy = strategy
+        check_integer("Compressed", "seed", seed, -(1 << 63), (1 << 63) - 1)
         if uplink is None and downlink is not None:
             uplink = "raw()"  # a client that decodes the model speaks the protocol both ways
         self.uplink: Uplink | None = uplink if uplink is None or callable(uplink) else parse(uplink)
@@ -140,34 +153,27 @@ class Compressed(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check and decode the payloads, and aggregate inside."""
         started = time.perf_counter()
-        errors: list[Message] = []
-        answers: list[Answer] = []
-        dense = 0
-        for reply in in_order(replies, self._sent):
-            if reply.has_error():
-                errors.append(reply)
-                self._note_error(reply)
-                continue
-            try:
-                answer = read_reply(reply, self._sent, self._reference, weight_key(self.strategy))
-            except FedcompressError as error:
-                dense += is_dense(reply)
-                self._note(reply, "rejected", str(error), protocol.data_bytes(reply.content))
-                continue
-            answers.append(answer)
-            self.last_round.clients.append(answer.traffic)
-            if self._broadcast is not None:
-                self._broadcast.confirm(answer.traffic.node_id)
+        ordered = in_order(replies, self._sent)
+        errors = [reply for reply in ordered if reply.has_error()]
+        for reply in errors:
+            self._note_error(reply)
+        answers, mean = self._read_all(server_round, [r for r in ordered if r.has_content()])
         self.last_round.decode_seconds = time.perf_counter() - started
-        if dense and not answers and self.uplink is not None:
-            raise ConfigError(
-                f"Compressed: {dense} clients sent dense arrays and none a payload; put "
-                "compression_mod first in ClientApp(mods=[...]), or wrap the app by compress()"
-            )
         started = time.perf_counter()
-        aggregated = self._aggregate(server_round, answers, errors)
+        arrays, metrics = None, None
+        if sum(answer.weight for answer in answers) > 0:
+            arrays, metrics = self._aggregate(server_round, answers, mean, errors)
+        else:
+            logger.warning(
+                "round %d: nothing usable came back from %d clients; the model stays as it is",
+                *(server_round, len(self._sent)),
+            )
+        if arrays is not None:
+            arrays = self._restore_dtypes(arrays)
+        elif self._broadcast is not None:
+            self._broadcast.model_stays()
         self.last_round.aggregate_seconds = time.perf_counter() - started
-        return aggregated
+        return arrays, self.last_round.add_to_metrics(metrics)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -202,6 +208,48 @@ class Compressed(Strategy):
             return None
         return parse(self.uplink(node_id, server_round) if callable(self.uplink) else self.uplink)
 
+    def _read_all(
+        self, server_round: int, replies: list[Message]
+    ) -> tuple[list[Answer], WeightedSum | None]:
+        """Read the replies one by one; under a weighted mean, keep only their sum."""
+        expected = Expected(
+            server_round,
+            dict(self._sent),
+            self._reference,
+            weight_key(self.strategy),
+            most_common_metrics(replies),
+        )
+        mean: WeightedSum | None = None
+        if self.uplink is not None and uses_weighted_mean(self.strategy):
+            mean = WeightedSum(self._reference, largest_weight(replies, expected.weight_key))
+        answers: list[Answer] = []
+        answered: set[int] = set()
+        dense = 0
+        for reply in replies:
+            node_id = reply.metadata.src_node_id
+            try:
+                if node_id in answered:
+                    raise PayloadError(f"reply of node {node_id}: it has answered already")
+                answer = read_reply(reply, expected)
+            except FedcompressError as error:
+                dense += is_dense(reply)
+                self._note(reply, "rejected", str(error), protocol.data_bytes(reply.content))
+                continue
+            answered.add(node_id)
+            if mean is not None:
+                mean.add(answer.parts, answer.weight)
+                answer = replace(answer, parts={})
+            answers.append(answer)
+            self.last_round.clients.append(answer.traffic)
+            if self._broadcast is not None:
+                self._broadcast.confirm(node_id)
+        if dense and not answers and self.uplink is not None:
+            raise ConfigError(
+                f"Compressed: {dense} clients sent dense arrays and none a payload; put "
+                "compression_mod first in ClientApp(mods=[...]), or wrap the app by compress()"
+            )
+        return answers, mean
+
     def _note_error(self, reply: Message) -> None:
         reason = reply.error.reason or "no reason given"
         if self._broadcast is not None and NEEDS_WHOLE_MODEL in reason:
@@ -217,49 +265,37 @@ class Compressed(Strategy):
         logger.warning("round %d: node %d: %s", self.last_round.server_round, node_id, reason)
 
     def _aggregate(
-        self, server_round: int, answers: list[Answer], errors: list[Message]
+        self,
+        server_round: int,
+        answers: list[Answer],
+        mean: WeightedSum | None,
+        errors: list[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        arrays, metrics = None, None
-        if not answers:
-            logger.warning(
-                "round %d: nothing usable came back from %d clients; the model stays as it is",
-                server_round,
-                len(self._sent),
-            )
-        elif self.uplink is None:
+        if self.uplink is None:
             replies = [answer.reply for answer in answers]
-            arrays, metrics = self.strategy.aggregate_train(server_round, replies + errors)
-        elif isinstance(self.strategy, FedAvg) and uses_weighted_mean(self.strategy):
-            arrays, metrics = self._aggregate_mean(self.strategy, server_round, answers, errors)
-        else:
+            return self.strategy.aggregate_train(server_round, replies + errors)
+        if mean is None or not isinstance(self.strategy, FedAvg):
             replies = [self._dense_reply(answer) for answer in answers]
-            arrays, metrics = self.strategy.aggregate_train(server_round, replies + errors)
-        if arrays is not None:
-            arrays = self._restore_dtypes(arrays)
-        return arrays, self.last_round.add_to_metrics(metrics)
-
-    def _aggregate_mean(
-        self, inner: FedAvg, server_round: int, answers: list[Answer], errors: list[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        contents = [protocol.without_arrays(answer.reply.content) for answer in answers]
-        check_metrics_agree(inner, contents)
-        weighted = WeightedSum(self._reference)
-        for content, answer in zip(contents, answers, strict=True):
-            (metrics,) = content.metric_records.values()
-            weighted.add(answer.parts, float(cast(float, metrics[inner.weighted_by_key])))
-        if weighted.weight == 0:
-            logger.warning("round %d: all weights are 0; the model stays as it is", server_round)
+            return self.strategy.aggregate_train(server_round, replies + errors)
+        model = mean.mean()
+        if not all(bool(x.isfinite().all()) for x in model.values()):
+            logger.warning(
+                "round %d: the mean of %d clients is not finite; the model stays as it is",
+                *(server_round, len(answers)),
+            )
             return None, None
+        contents = [protocol.without_arrays(answer.reply.content) for answer in answers]
+        check_metrics_agree(self.strategy, contents)
         summed = RecordDict(
             {
-                inner.arrayrecord_key: protocol.tensors_to_record(weighted.mean()),
-                "metrics": MetricRecord({inner.weighted_by_key: weighted.weight}),
+                self.strategy.arrayrecord_key: protocol.tensors_to_record(model),
+                "metrics": MetricRecord({self.strategy.weighted_by_key: mean.weight}),
             }
         )
         logger.info("round %d: one mean of %d clients follows", server_round, len(answers))
-        with metrics_from(inner, contents):
+        with metrics_from(self.strategy, contents):
             reply = with_content(answers[0].reply, summed)
-            return inner.aggregate_train(server_round, [reply, *errors])
+            return self.strategy.aggregate_train(server_round, [reply, *errors])
 
     def _dense_reply(self, answer: Answer) -> Message:
         update = {name: part.dense() for name, part in answer.parts.items()}
@@ -285,5 +321,8 @@ class Compressed(Strategy):
             elif like.dtype == torch.bool:
                 restored[name] = x >= 0.5
             else:
-                restored[name] = x.round().to(like.dtype)
+                # The largest float64 below a 64-bit limit; beyond it the cast would wrap around.
+                limits = torch.iinfo(like.dtype)
+                top = math.nextafter(float(limits.max) + 1, 0) if limits.bits == 64 else limits.max
+                restored[name] = x.round().clamp(limits.min, top).to(like.dtype)
         return protocol.tensors_to_record(restored)

@@ -11,6 +11,7 @@ Parsed as a syntax tree and never evaluated. ``parse(str(c)) == c`` for every co
 """
 
 import ast
+import inspect
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -57,12 +58,15 @@ def parse(spec: object) -> Compressor:
 
 @lru_cache(maxsize=256)
 def _parse(spec: str) -> Compressor:
+    if not spec.isprintable():
+        raise SpecError(f"spec: {spec!r} holds characters that cannot be written")
     if len(spec) > _MOST_CHARACTERS:
         raise SpecError(f"spec: {len(spec)} characters are more than {_MOST_CHARACTERS}")
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
         part = _build(tree, spec)
-    except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
+        str(part).encode()
+    except (SyntaxError, RecursionError, MemoryError, ValueError, OverflowError) as error:
         if isinstance(error, FedcompressError):
             raise
         raise SpecError(
@@ -122,8 +126,10 @@ def _call(node: ast.Call, spec: str) -> Compressor | Stage | Coder:
     try:
         return make(*arguments, **keywords)
     except TypeError as error:
-        reason = str(error).split("__init__() ")[-1]
-        raise SpecError(f"{name}: {reason}, in {spec!r}") from error
+        settings = ", ".join(inspect.signature(make).parameters) or "nothing"
+        raise SpecError(
+            f"{name}: cannot take these settings in {spec!r}; it takes: {settings}"
+        ) from error
 
 
 def _argument(node: ast.expr, spec: str) -> object:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedcompress.spec_text import call_text
 from fedcompress.streams import Forms, Layout, Streams
 
-Numbers = Literal["floats", "symbols"]
+Numbers = Literal["floats", "narrow floats", "symbols"]
 
 
 class Stage(ABC):
@@ -23,7 +23,7 @@ class Stage(ABC):
     ----------
     name : str
         Name in spec strings.
-    takes, gives : {"floats", "symbols"}
+    takes, gives : {"floats", "narrow floats", "symbols"}
         What the array holds before and after the stage.
     sparsifies : bool
         Whether the stage keeps some entries only, so that adding its decoded array to a
@@ -34,6 +34,11 @@ class Stage(ABC):
     takes: ClassVar[Numbers] = "floats"
     gives: ClassVar[Numbers] = "floats"
     sparsifies: ClassVar[bool] = False
+
+    @property
+    def expands(self) -> bool:
+        """Whether the error can exceed the input, so that error feedback would diverge."""
+        return False
 
     @property
     @abstractmethod

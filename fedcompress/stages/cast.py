@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedcompress.checks import check_choice
 from fedcompress.errors import PayloadError
-from fedcompress.stage import Stage
+from fedcompress.stage import Numbers, Stage
 from fedcompress.streams import Forms, Layout, Scale, ScaleForm, Streams
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -31,6 +31,7 @@ class Cast(Stage):
     """
 
     name: ClassVar[str] = "cast"
+    gives: ClassVar[Numbers] = "narrow floats"
 
     dtype: str
 

@@ -52,7 +52,8 @@ class Quantize(Stage):
         if self.bits is not None:
             check_integer(self.name, "bits", self.bits, 2, 16)
         if self.step is not None:
-            check_positive(self.name, "step", self.step)
+            step = check_positive(self.name, "step", self.step)
+            object.__setattr__(self, "step", step)  # 1 and 1.0 are one spec
         check_choice(self.name, "rounding", self.rounding, ("stochastic", "nearest"))
 
     @property
@@ -68,7 +69,12 @@ class Quantize(Stage):
         if self.rounding == "nearest":
             return scaled.round_().to(torch.int32), side
         noise = torch.from_numpy(rng.random(x.shape, dtype=np.float32)).to(x.device)
-        return scaled.add_(noise).floor_().to(torch.int32), side
+        rounded = scaled.add_(noise).floor_()
+        if self.bits is not None:
+            # x / step + noise may itself round up to one level more than there are.
+            most = 2 ** (self.bits - 1) - 1
+            rounded.clamp_(-most, most)
+        return rounded.to(torch.int32), side
 
     def decode(self, x: Tensor, side: Streams, like: Layout) -> Tensor:
         """Multiply the symbols by the step."""

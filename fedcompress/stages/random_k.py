@@ -37,13 +37,19 @@ class RandomK(Stage):
     rescale: str = "yes"
 
     def __post_init__(self) -> None:
-        check_fraction(self.name, "fraction", self.fraction)
+        fraction = check_fraction(self.name, "fraction", self.fraction)
+        object.__setattr__(self, "fraction", fraction)  # 1 and 1.0 are one spec
         check_choice(self.name, "rescale", self.rescale, ("yes", "no"))
 
     @property
     def unbiased(self) -> bool:
         """When rescaled, or when nothing is dropped."""
         return self.rescale == "yes" or self.fraction == 1
+
+    @property
+    def expands(self) -> bool:
+        """When rescaled: a kept entry is then n/k times too large."""
+        return self.rescale == "yes" and self.fraction < 1
 
     def encode(self, x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Streams]:
         """Gather the drawn entries; the side stream is the seed."""

@@ -33,7 +33,8 @@ class Ternary(Stage):
     threshold: float = 0.7
 
     def __post_init__(self) -> None:
-        check_positive(self.name, "threshold", self.threshold)
+        threshold = check_positive(self.name, "threshold", self.threshold)
+        object.__setattr__(self, "threshold", threshold)  # 1 and 1.0 are one spec
 
     @property
     def unbiased(self) -> bool:

@@ -29,7 +29,8 @@ class Threshold(Selection):
     magnitude: float
 
     def __post_init__(self) -> None:
-        check_positive(self.name, "magnitude", self.magnitude)
+        magnitude = check_positive(self.name, "magnitude", self.magnitude)
+        object.__setattr__(self, "magnitude", magnitude)  # 1 and 1.0 are one spec
 
     @property
     def unbiased(self) -> bool:

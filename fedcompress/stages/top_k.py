@@ -28,7 +28,8 @@ class TopK(Selection):
     fraction: float
 
     def __post_init__(self) -> None:
-        check_fraction(self.name, "fraction", self.fraction)
+        fraction = check_fraction(self.name, "fraction", self.fraction)
+        object.__setattr__(self, "fraction", fraction)  # 1 and 1.0 are one spec
 
     @property
     def unbiased(self) -> bool:
@@ -45,6 +46,10 @@ class TopK(Selection):
         magnitude = x.abs()
         if x.device.type == "cpu":
             # Measured faster than torch.topk on one thread, the more so the larger the array.
-            chosen = np.argpartition(magnitude.numpy(), n - k)[n - k :]
-            return torch.from_numpy(np.sort(chosen))
-        return magnitude.topk(k, sorted=False).indices.sort().values
+            least = float(np.partition(magnitude.numpy(), n - k)[n - k])
+        else:
+            least = float(magnitude.topk(k, sorted=False).values.min())
+        # Which of several equal entries a library picks hangs on the processor; we take the first.
+        above = torch.nonzero(magnitude > least).reshape(-1)
+        equal = torch.nonzero(magnitude == least).reshape(-1)[: k - above.numel()]
+        return torch.cat([above, equal]).sort().values

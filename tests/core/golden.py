@@ -7,6 +7,7 @@ overwrites one. A change of bytes within a wire version is a fault, not a reason
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fedcompress import parse, rng_for
@@ -57,4 +58,8 @@ if __name__ == "__main__":
         path = FOLDER / f"{name}.bin"
         if not path.exists():
             path.write_bytes(payload_of(spec))
+            decoded = parse(spec).decode(path.read_bytes(), update())
+            np.savez_compressed(
+                FOLDER / f"{name}.npz", **{k: x.numpy() for k, x in decoded.items()}
+            )
             sys.stdout.write(f"{path.name}: {path.stat().st_size} bytes\n")

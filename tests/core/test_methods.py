@@ -122,6 +122,21 @@ def test_symbols_cost_their_entropy(step: float) -> None:
     assert len(payload) * 8 / 300_000 <= 1.01 * bound_bits + 0.003
 
 
+def test_rows_and_columns_of_different_scale_cost_less_than_their_joint_entropy() -> None:
+    """A layer with idle inputs and rows of different scales, as training leaves them."""
+    draw = rng_for(8)
+    rows = np.exp(draw.standard_normal((200, 1)))
+    columns = np.exp(draw.standard_normal((1, 784))) * (draw.random((1, 784)) < 0.8)
+    x = torch.from_numpy((draw.standard_normal((200, 784)) * rows * columns).astype(np.float32))
+    compressor = parse('quantize(step=1.0, rounding="nearest") | entropy()')
+    payload, _ = compressor.encode({"x": x}, {}, rng_for(1))
+    decoded = compressor.decode(payload, {"x": x})["x"]
+    width = float(x.double().std(correction=0))
+    assert float((decoded - x).abs().max()) <= width / 2 * (1 + 1e-5)
+    order_zero_bits = x.numel() * entropy_bits((x / width).round().numpy())
+    assert len(payload) * 8 < 0.8 * order_zero_bits
+
+
 @pytest.mark.parametrize("fraction", [0.001, 0.01, 0.1, 0.5, 0.9])
 def test_positions_cost_their_entropy(fraction: float) -> None:
     n = 200_000

@@ -78,6 +78,9 @@ def test_damaged_payloads(spec: str) -> None:
         except PayloadError:
             refused += 1
             continue
+        if all(part.is_finite() for part in compressor.read(damaged, like)[0].values()):
+            finite = (x.isfinite().all() for x in decoded.values() if x.is_floating_point())
+            assert all(map(bool, finite))
         assert {k: (x.shape, x.dtype) for k, x in decoded.items()} == {
             k: (x.shape, x.dtype) for k, x in like.items()
         }
@@ -116,7 +119,7 @@ def test_zstandard_bomb() -> None:
     frame = zstandard.ZstdCompressor().compress(bytes(1 << 28))
     bomb = payload[:HEADER_BYTES] + write_varint(len(frame)) + frame
     tracemalloc.start()
-    with pytest.raises(PayloadError, match="or more"):
+    with pytest.raises(PayloadError, match="the section says"):
         compressor.decode(with_checksum(bytearray(bomb)), like)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
