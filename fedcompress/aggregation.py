@@ -29,11 +29,6 @@ class WeightedSum:
             for name, x in reference.items()
         }
 
-    @property
-    def weight(self) -> float:
-        """Sum of the weights so far."""
-        return self._share * self._largest
-
     def add(self, parts: Mapping[str, Part], weight: float) -> None:
         """Add one client's update."""
         share = weight / self._largest

@@ -289,7 +289,7 @@ class Compressed(Strategy):
         summed = RecordDict(
             {
                 self.strategy.arrayrecord_key: protocol.tensors_to_record(model),
-                "metrics": MetricRecord({self.strategy.weighted_by_key: mean.weight}),
+                "metrics": MetricRecord({self.strategy.weighted_by_key: 1.0}),
             }
         )
         logger.info("round %d: one mean of %d clients follows", server_round, len(answers))

@@ -178,6 +178,27 @@ def test_error_feedback_conserves_the_update(inner: str) -> None:
     assert torch.allclose(sent_sum + state["residual/w"], update_sum, atol=1e-4)
 
 
+def test_equal_magnitudes_fall_to_the_first() -> None:
+    x = torch.tensor([0.0, 2.0, -1.0, 1.0, 1.0, 0.0, -1.0, 0.0])
+    _, y = send("top_k(0.375) | raw()", x)
+    assert y.tolist() == [0.0, 2.0, -1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_a_residual_that_float16_cannot_hold_is_sent_over_rounds() -> None:
+    compressor = parse("error_feedback(top_k(0.02))")
+    update = {"x": torch.full((100,), 40000.0, dtype=torch.float16)}
+    state = compressor.init(update)
+    for i in range(4):
+        payload, state = compressor.encode(update, state, rng_for(0, round=i))
+        assert bool(compressor.decode(payload, update)["x"].isfinite().all())
+
+
+def test_complex_arrays_are_refused() -> None:
+    for x in (torch.zeros(3, dtype=torch.complex64), np.zeros(3, np.complex128)):
+        with pytest.raises(LayoutError, match="is complex"):
+            parse("raw()").encode({"x": x}, {}, rng_for(0))
+
+
 def test_error_feedback_refuses_a_state_of_other_arrays() -> None:
     compressor = parse("error_feedback(sign())")
     with pytest.raises(LayoutError, match="make the state with init"):
