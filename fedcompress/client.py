@@ -57,7 +57,7 @@ def compression_mod(message: Message, context: Context, call_next: ClientAppCall
     try:
         return _train(message, context, call_next, settings)
     except FedcompressError as error:
-        logger.warning("client %s: no update sent: %s", _client_key(context), error)
+        logger.info("client %s: no update sent: %s", _client_key(context), error)
         reason = f"{protocol.ERROR_PREFIX}{error}"
         return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, reason), reply_to=message)
 

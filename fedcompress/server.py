@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
@@ -159,6 +160,7 @@ class Compressed(Strategy):
             self._note_error(reply)
         answers, mean = self._read_all(server_round, [r for r in ordered if r.has_content()])
         self.last_round.decode_seconds = time.perf_counter() - started
+        self._warn_of_faults()
         started = time.perf_counter()
         arrays, metrics = None, None
         if sum(answer.weight for answer in answers) > 0:
@@ -262,7 +264,17 @@ class Compressed(Strategy):
     ) -> None:
         node_id = reply.metadata.src_node_id
         self.last_round.clients.append(ClientTraffic(node_id, status, reason, size))
-        logger.warning("round %d: node %d: %s", self.last_round.server_round, node_id, reason)
+        logger.debug("round %d: node %d: %s", self.last_round.server_round, node_id, reason)
+
+    def _warn_of_faults(self) -> None:
+        """Warn once for each reason why updates were not used, however many clients gave it."""
+        clients = self.last_round.clients
+        faults = Counter(" ".join(str(c.reason).split()) for c in clients if c.status != "ok")
+        for reason, count in faults.items():
+            logger.warning(
+                "round %d: %d of %d clients: %s",
+                *(self.last_round.server_round, count, len(self._sent), reason),
+            )
 
     def _aggregate(
         self,

@@ -4,6 +4,7 @@ A cell travels as Flower's run configuration, which holds nothing but dotted key
 the server's and the client's app know nothing else, so they run on every engine unchanged.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, final
@@ -18,10 +19,13 @@ from pydantic import (
 )
 
 from fedcompress.checks import near
+from fedcompress.errors import ConfigError
 from simulations.settings import (
     Fraction,
     Scalar,
     Section,
+    Seed,
+    TextOrUnset,
     Widths,
     config_error,
     flatten,
@@ -51,18 +55,19 @@ def canonical_spec(spec: str) -> str:
 
 
 Spec = Annotated[str, AfterValidator(canonical_spec)]
+NotEmpty = Annotated[str, Field(min_length=1)]
 
 
-def _absolute(folder: str) -> str:
-    return str(Path(folder).expanduser().absolute())
+def _absolute(folder: str | None) -> str | None:
+    return None if folder is None else str(Path(folder).expanduser().absolute())
 
 
 @final
 class DataSettings(Section):
     """Which data set; `data_dir` is made absolute, because workers have folders of their own."""
 
-    name: str = "digits"
-    data_dir: Annotated[str, AfterValidator(_absolute)] | None = None
+    name: NotEmpty = "digits"
+    data_dir: Annotated[TextOrUnset, AfterValidator(_absolute)] = None
 
 
 @final
@@ -116,6 +121,16 @@ class TrainingSettings(Section):
     batch_size: Count = 32
     proximal_mu: NotNegative = 0.0
 
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        from simulations.training import TrainingOptions
+
+        try:
+            TrainingOptions(**self.model_dump())
+        except ConfigError as error:
+            raise ValueError(f".{str(error).removeprefix('training: ')}") from error
+        return self
+
 
 @final
 class FederationSettings(Section):
@@ -134,7 +149,7 @@ class ProxySettings(Section):
     with `data`, the first rows of that data set's training part.
     """
 
-    data: str | None = None
+    data: TextOrUnset = None
     samples: CountOrNone = 0
 
 
@@ -171,6 +186,35 @@ class StudentSettings(Section):
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
+def _check_rule(name: str | None) -> str | None:
+    from strategies.methods import check_server
+
+    try:
+        return None if name is None else check_server(name)
+    except ConfigError as error:
+        said = str(error).removeprefix("server: ")
+        raise ValueError(f"must be a server rule: {said}") from error
+
+
+def _check_not_empty(options: dict[str, Scalar]) -> dict[str, Scalar]:
+    for name, value in options.items():
+        if value == "":
+            raise ValueError(f".{name} must not be empty; leave it out")
+    return options
+
+
+def _check_own(options: dict[str, Scalar]) -> dict[str, Scalar]:
+    from strategies.methods import is_of_federation
+
+    for name in options:
+        if is_of_federation(name):
+            raise ValueError(f".{name} is set by the study; who takes part is federation.fraction")
+    return options
+
+
+Options = Annotated[dict[str, Scalar], AfterValidator(_check_not_empty)]
+
+
 @final
 class StrategySettings(Section):
     """What is compared: a published method, and what replaces parts of it.
@@ -180,9 +224,9 @@ class StrategySettings(Section):
 
     label: str = ""
     method: str = "fedavg"
-    method_options: dict[str, Scalar] = Field(default_factory=dict)
-    server: str | None = None
-    server_options: dict[str, Scalar] = Field(default_factory=dict)
+    method_options: Options = Field(default_factory=dict)
+    server: Annotated[TextOrUnset, AfterValidator(_check_rule)] = None
+    server_options: Annotated[Options, AfterValidator(_check_own)] = Field(default_factory=dict)
     uplink: Spec | None = None
     downlink: Spec | None = None
     distill: Annotated[DistillSettings, BeforeValidator(_as_table)] = DistillSettings()
@@ -190,8 +234,14 @@ class StrategySettings(Section):
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:
-        self.published_method()
+        self.check_server()
         return self
+
+    def check_server(self) -> None:
+        """Refuse a method, a server rule or an option that cannot work; raise `ConfigError`."""
+        from strategies.methods import build_server
+
+        build_server(self.server or self.published_method(), self.server_options)
 
     def published_method(self) -> "Method":
         """Look the method up, with its options."""
@@ -227,7 +277,7 @@ class StrategySettings(Section):
 class Cell(Section):
     """One strategy trained with one seed."""
 
-    seed: int = 0
+    seed: Seed = 0
     rounds: Count = 10
     device: str = "cpu"
     data: DataSettings = DataSettings()
@@ -241,7 +291,7 @@ class Cell(Section):
     @field_validator("device")
     @classmethod
     def _check_device(cls, device: str) -> str:
-        if device.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        if re.fullmatch(r"cpu|mps|cuda(:\d+)?", device) is None:
             raise ValueError(f"must be cpu, cuda, cuda:N or mps, got {device!r}")
         return device
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from fedcompress.errors import ConfigError
 from simulations.cell import Cell
 from simulations.checkpoint import Checkpoint
 from simulations.records import (
@@ -64,6 +65,25 @@ class CellFolder:
         result = read_json(self.path / "result.json")
         return result if result is not None and result.get("finished") is True else None
 
+    def damage(self) -> str | None:
+        """Say what the records of a finished cell lack; None where they are whole."""
+        if not self._rounds.is_file():
+            return "rounds.jsonl is missing"
+        try:
+            rounds = [row.get("round") for row in self.rows()]
+        except ConfigError:
+            return "rounds.jsonl cannot be read"
+        wanted = list(range(self.cell.rounds + 1))
+        if rounds != wanted:
+            whole = len(set(rounds) & set(wanted))
+            return f"rounds.jsonl holds {whole} of {len(wanted)} rounds, from 0 on"
+        return None
+
+    def first_reason(self) -> str:
+        """Give the first reason on record why a client's update was not used."""
+        reasons = (row.get("reason") for row in read_rows(self._clients))
+        return next((str(reason) for reason in reasons if reason), "none was asked")
+
     def rounds_done(self) -> int:
         """Count the rounds recorded."""
         return max((row["round"] for row in read_rows(self._rounds)), default=0)
@@ -84,7 +104,7 @@ class CellFolder:
         for path in (self._rounds, self._clients):
             keep_rounds(path, last)
         if saved is None:
-            self._drop_checkpoint()
+            self.drop_checkpoint()
         return saved
 
     def rows(self) -> list[Row]:
@@ -112,11 +132,28 @@ class CellFolder:
         for path in (self._clients, self._rounds):
             _sync(path)
         write_json(self.path / "result.json", result)
-        self._drop_checkpoint()
+        self.drop_checkpoint()
 
-    def _drop_checkpoint(self) -> None:
+    def drop_checkpoint(self) -> None:
+        """Forget where the cell stood: it starts anew when it is opened next."""
         for ending in ("", "-wal", "-shm"):
             Path(f"{self._checkpoint}{ending}").unlink(missing_ok=True)
+
+
+def has_usable_round(cell_path: Path) -> bool:
+    """Whether a cell's folder holds a round whose updates were used, a result, or damage."""
+    if (cell_path / "result.json").is_file():
+        return True
+    try:
+        rows = read_rows(cell_path / "rounds.jsonl")
+    except ConfigError:
+        return True
+    return any(is_usable(row) for row in rows)
+
+
+def is_usable(round_row: Row) -> bool:
+    """Whether a row of ``rounds.jsonl`` tells of a round in which some update was used."""
+    return bool(round_row.get("round", 0) > 0 and round_row.get("clients_aggregated", 0) > 0)
 
 
 def _sync(path: Path) -> None:

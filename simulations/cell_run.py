@@ -10,8 +10,9 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import nn
 
+from fedcompress.errors import FedcompressError
 from simulations.cell import Cell
-from simulations.cell_folder import CellFolder, Saved
+from simulations.cell_folder import CellFolder, Saved, is_usable
 from simulations.checkpoint import load_strategy_state, strategy_state
 from simulations.engines import SimulatedGrid
 from simulations.events import CellDone, CellStarted, Event, Listener, RoundDone
@@ -62,6 +63,8 @@ def run_cell(
     ------
     ConfigError
         If the settings cannot work on these data.
+    FedcompressError
+        If no round had a usable update; then there is no result.
     OSError
         If the records cannot be written; then there is no result.
     """
@@ -138,13 +141,19 @@ class _CellRun:
     def finish(self, arrays: ArrayRecord) -> dict[str, Any]:
         """Distil the student if there is to be one, and write models and result."""
         cell = self._cell
+        rows = self._folder.rows()
+        if not any(is_usable(row) for row in rows):
+            self._folder.drop_checkpoint()
+            raise FedcompressError(
+                f"strategy {cell.label!r}, seed {cell.seed}: no round had a usable update, so it "
+                f"has no result; the clients' first reason: {self._folder.first_reason()}"
+            )
         load_record(self._model, arrays)
         student = None
         if cell.strategy.student is not None:
             student, content = train_student(cell, self._materials, self._model)
             self._folder.write_model("student.safetensors", content)
         self._folder.write_model("model.safetensors", safetensors.numpy.save(record_arrays(arrays)))
-        rows = self._folder.rows()
         tested = [r["accuracy"] for r in rows if r["round"] > 0 and r["accuracy"] is not None]
         result = {
             "label": cell.label,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import safetensors.numpy
@@ -39,7 +41,9 @@ class Checkpoint:
     Raises
     ------
     ConfigError
-        If the file cannot be opened, is no checkpoint, or is one of another version.
+        If the file is no checkpoint, a damaged one, one of another version, or in use.
+    OSError
+        If the disk is full, or the file may not be written; the file itself is in order then.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,9 +62,7 @@ class Checkpoint:
             self._database.executescript(_SCHEMA)
             self._database.execute(f"PRAGMA user_version = {VERSION}")
         except sqlite3.Error as error:
-            raise ConfigError(
-                f"checkpoint: cannot use {path} ({error}); remove it to start over"
-            ) from error
+            _explain(error, path)
 
     def save(
         self, round: int, server: Mapping[str, Any], client_states: Mapping[int, bytes]
@@ -75,6 +77,11 @@ class Checkpoint:
             Nested dicts and lists of arrays, numbers, strings, booleans and None.
         client_states : mapping of int to bytes
             States that changed since the last save, by node id; the others stay.
+
+        Raises
+        ------
+        OSError
+            If the disk is full, say; then the round before stays.
         """
         arrays: dict[str, np.ndarray] = {}
         tree = json.dumps(_take_apart(server, arrays, "server"))
@@ -88,9 +95,7 @@ class Checkpoint:
                     "INSERT OR REPLACE INTO client VALUES (?, ?)", client_states.items()
                 )
         except sqlite3.Error as error:
-            raise ConfigError(
-                f"checkpoint: cannot write {self.path} ({error}); is the disk full?"
-            ) from error
+            _explain(error, self.path)
 
     def load(self) -> tuple[int, dict[str, Any], dict[int, bytes]] | None:
         """Return (round, server, client states) of the last complete save, None before any."""
@@ -99,9 +104,7 @@ class Checkpoint:
                 row = self._database.execute("SELECT round, tree, arrays FROM server").fetchone()
                 states = dict(self._database.execute("SELECT node_id, state FROM client"))
         except sqlite3.Error as error:
-            raise ConfigError(
-                f"checkpoint: cannot read {self.path} ({error}); remove it to start over"
-            ) from error
+            _explain(error, self.path)
         if row is None:
             return None
         server = _put_together(json.loads(row[1]), safetensors.numpy.load(row[2]))
@@ -121,6 +124,38 @@ class Checkpoint:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+# SQLite's codes for trouble of the disk, which leaves a checkpoint as good as it was.
+_DISK_TROUBLE = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_CANTOPEN: errno.ENOSPC,
+}
+
+
+def _explain(error: sqlite3.Error, path: Path) -> NoReturn:
+    """Raise what tells a full disk, whose checkpoint must stay, from a file that must go."""
+    # The lowest byte is the kind of error, the others its detail; errors of the module have none.
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        raise ConfigError(
+            f"checkpoint: {path} is in use by another process; wait until that has ended"
+        ) from error
+    number = _DISK_TROUBLE.get(code)
+    if number is None:
+        raise ConfigError(
+            f"checkpoint: cannot use {path}, which is damaged or no checkpoint ({error}); "
+            "remove it to start this cell over"
+        ) from error
+    # A full disk has no room either for the files that SQLite opens beside its own; but it says
+    # the same where the folder is missing or may not be written.
+    if not path.parent.is_dir():
+        number = errno.ENOENT
+    elif number != errno.EIO and not os.access(path.parent, os.W_OK):
+        number = errno.EACCES
+    raise OSError(number, str(error), str(path)) from error
 
 
 class _Transaction:

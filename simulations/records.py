@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedcompress.errors import ConfigError
+
 Row = Mapping[str, object]
 
 
@@ -24,11 +26,29 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the whole lines of a JSONL file; a missing file has none."""
+    """Read the whole lines of a JSONL file; a missing file has none.
+
+    Raises
+    ------
+    ConfigError
+        If a whole line is no JSON object.
+    """
     if not path.is_file():
         return []
     *lines, _cut_off = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines if line]
+    return [_read_row(path, number, line) for number, line in enumerate(lines, 1) if line]
+
+
+def _read_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise ConfigError(
+            f"{path}: line {number} is damaged; remove the folder {path.parent} and run again"
+        )
+    return row
 
 
 def keep_rounds(path: Path, last_round: int) -> None:

@@ -3,12 +3,13 @@
 import logging
 from pathlib import Path
 
+from simulations.cell_folder import CellFolder
 from simulations.cell_run import run_cell
 from simulations.engines import LocalGrid, RayGrid, SimulatedGrid
 from simulations.events import CellDone, Listener
 from simulations.materials import materials_of
+from simulations.readiness import check_ready
 from simulations.settings import Scalar
-from simulations.strategy import check_strategy
 from simulations.study import EngineSettings, Study
 from simulations.study_folder import StudyFolder
 
@@ -37,14 +38,15 @@ def run_study(study: Study, out: str | Path, *, listen: Listener | None = None) 
     ConfigError
         If a setting cannot work, the data are missing, the folder holds another study, or the
         engine cannot start.
+    FedcompressError
+        If no round of a cell had a usable update.
     OSError
         If the records cannot be written.
     """
     cells = study.cells()
-    for cell in cells:
-        check_strategy(cell)
     folder = StudyFolder(Path(out))
     folder.check(study)
+    check_ready([cell for cell in cells if folder.cell(cell).result() is None])
     data = materials_of(cells[0]).data
     grid: SimulatedGrid | None = None
     with folder.claim(study, data):
@@ -53,6 +55,7 @@ def run_study(study: Study, out: str | Path, *, listen: Listener | None = None) 
                 own = folder.cell(cell)
                 result = own.result()
                 if result is not None:
+                    _warn_of_damage(own)
                     if listen is not None:
                         listen(CellDone(cell, result, skipped=True))
                     continue
@@ -68,6 +71,14 @@ def run_study(study: Study, out: str | Path, *, listen: Listener | None = None) 
         finally:
             if grid is not None:
                 grid.close()
+
+
+def _warn_of_damage(folder: CellFolder) -> None:
+    damage = folder.damage()
+    if damage is not None:
+        logger.warning(
+            "%s is finished but damaged: %s; remove that folder and run again", folder.path, damage
+        )
 
 
 def open_grid(engine: EngineSettings, clients: int, run_config: dict[str, Scalar]) -> SimulatedGrid:

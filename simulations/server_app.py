@@ -16,7 +16,7 @@ from simulations.cell_run import run_cell
 from simulations.client_app import without_folder
 from simulations.events import Event, RoundDone
 from simulations.materials import materials_of
-from simulations.strategy import check_strategy
+from simulations.readiness import check_ready
 from simulations.study import study_of
 from simulations.study_folder import StudyFolder
 
@@ -29,10 +29,10 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the cell that the run configuration describes."""
     cell = Cell.from_run_config(without_folder(context.run_config))
-    check_strategy(cell)
     kept = str(context.run_config.get("records", ""))
     with tempfile.TemporaryDirectory() as passing:
         folder = StudyFolder(Path(kept or passing))
+        check_ready([cell])
         with folder.claim(study_of(cell), materials_of(cell).data):
             own = folder.cell(cell)
             result = own.result() or run_cell(cell, grid, own, listen=_log)

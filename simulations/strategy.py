@@ -46,15 +46,3 @@ def build_strategy(cell: Cell, materials: Materials) -> Compressed:
     return Compressed(
         inner, uplink=settings.uplink_spec, downlink=settings.downlink_spec, seed=cell.seed
     )
-
-
-def check_strategy(cell: Cell) -> None:
-    """Refuse a server rule or option that cannot work, before anything is loaded.
-
-    Raises
-    ------
-    ConfigError
-        Names the rule, the option and the value.
-    """
-    settings = cell.strategy
-    build_server(settings.server or settings.published_method(), settings.server_options)

@@ -2,17 +2,17 @@
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, final
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from fedcompress.checks import near
 from fedcompress.errors import ConfigError
 from simulations.cell import (
     Cell,
     Count,
-    CountOrNone,
     DataSettings,
     FederationSettings,
     ModelSettings,
@@ -22,13 +22,22 @@ from simulations.cell import (
     TrainingSettings,
 )
 from simulations.overrides import apply_overrides
-from simulations.settings import Section, config_error
+from simulations.settings import Section, Seed, TextOrUnset, config_error
 
 STUDIES = Path(__file__).parent / "studies"
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str | int) else value
+
+
+def _check_seeds(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError(
+            f"must be a list, got {value}; write seeds = [{value}] for that one seed, or "
+            "[0, 1, 2] for three"
+        )
+    return value
 
 
 def _check_workers(value: object) -> object:
@@ -45,7 +54,7 @@ class EngineSettings(Section):
 
     kind: Literal["local", "ray"] = "ray"
     workers: Annotated[int | str, BeforeValidator(_check_workers)] = "auto"
-    address: str | None = None
+    address: TextOrUnset = None
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
 
@@ -55,7 +64,7 @@ class Study(Section):
     """A grid of cells, every strategy with every seed, and how they run."""
 
     name: str = ""
-    seeds: Annotated[tuple[CountOrNone, ...], BeforeValidator(_as_list)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_check_seeds)] = (0, 1, 2)
     rounds: Count = 10
     device: str = "cpu"
     network: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
@@ -88,6 +97,11 @@ class Study(Section):
         slugs: dict[str, str] = {}
         for entry in self.strategies:
             label = entry.name
+            if label in slugs.values():
+                mend = (
+                    "give each its own" if entry.label else "set label in each to tell them apart"
+                )
+                raise ValueError(f"strategies: the label {label!r} stands there twice; {mend}")
             if slug(label) in slugs:
                 raise ValueError(
                     f"strategies: the label {label!r} is too close to {slugs[slug(label)]!r}; "
@@ -141,7 +155,7 @@ def load_study(path: str | Path, assignments: Sequence[str] = ()) -> Study:
     """
     file = find_study(path)
     try:
-        values = tomllib.loads(file.read_text("utf-8"))
+        values = tomllib.loads(file.read_text("utf-8-sig"))  # some editors put a mark first
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
     values.setdefault("name", file.stem)
@@ -153,9 +167,22 @@ def checked_study(values: dict[str, Any], source: str) -> Study:
     try:
         study = Study.model_validate(values)
     except ValidationError as error:
-        raise config_error(source, error, Study) from error
+        raise config_error(source, error, Study, _labels(values)) from error
     study.cells(source)
     return study
+
+
+def _labels(values: Mapping[str, Any]) -> dict[int, str]:
+    """Give the labels by which `--set` finds strategies, where one strategy alone has it."""
+    entries = values.get("strategies")
+    tables = list(entries) if isinstance(entries, list | tuple) else []
+    labels = [
+        str(table.get("label") or table.get("method") or "fedavg")
+        if isinstance(table, Mapping)
+        else ""
+        for table in tables
+    ]
+    return {i: label for i, label in enumerate(labels) if label and labels.count(label) == 1}
 
 
 def studies() -> dict[str, Path]:
@@ -177,7 +204,7 @@ def find_study(path: str | Path) -> Path:
     known = studies()
     if str(path) in known:
         return known[str(path)]
-    raise ConfigError(
-        f"study: there is no file {str(path)!r}; give the path of a TOML file, or one of: "
-        + ", ".join(known)
-    )
+    mend = near(str(path), list(known))
+    if not mend.startswith("did you mean"):
+        mend = f"give the path of a TOML file, or one of: {', '.join(known)}"
+    raise ConfigError(f"study: there is no file {str(path)!r}; {mend}")

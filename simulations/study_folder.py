@@ -3,6 +3,7 @@
 import fcntl
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, final
 
 from fedcompress.errors import ConfigError
 from simulations.cell import Cell
-from simulations.cell_folder import CellFolder
+from simulations.cell_folder import CellFolder, has_usable_round
 from simulations.data import FederatedData
 from simulations.provenance import commit, provenance, versions
 from simulations.records import read_json, write_json
@@ -54,6 +55,7 @@ class StudyFolder:
         with self._locked():
             known = self._known()
             if known is None:
+                self._drop_cells_of_another(study, data)
                 about = {"study": study.model_dump(mode="json"), **provenance(data)}
                 write_json(self.path / "study.json", about)
             elif known["data"]["fingerprint"] != data.fingerprint:
@@ -79,7 +81,7 @@ class StudyFolder:
         if known is None:
             names = [p.name for p in _entries(self.path) if not p.name.startswith(".")]
             strangers = [name for name in names if name != "study.json"]
-            if strangers:
+            if strangers and self._written() is None:
                 raise ConfigError(
                     f"{self.path} holds other files ({sorted(strangers)[0]}) and no study; "
                     "give an empty or new folder as --out"
@@ -96,10 +98,25 @@ class StudyFolder:
             )
 
     def _known(self) -> dict[str, Any] | None:
-        """Read what `study.json` says; nothing where no cell has begun, so that it may change."""
+        """Read what `study.json` says; nothing while no round was of use, so that it may change."""
+        begun = any(has_usable_round(cell) for cell in _entries(self.path / "cells"))
+        return self._written() if begun else None
+
+    def _written(self) -> dict[str, Any] | None:
         known = read_json(self.path / "study.json")
-        begun = (self.path / "cells").is_dir()
-        return known if begun and known and isinstance(known.get("study"), Mapping) else None
+        return known if known and isinstance(known.get("study"), Mapping) else None
+
+    def _drop_cells_of_another(self, study: Study, data: FederatedData) -> None:
+        """Remove cells without a usable round, begun before the study or its data changed."""
+        there = self._written()
+        if there is None:
+            return
+        settings = _settings(there["study"]), _settings(study.model_dump(mode="json"))
+        same_data = there.get("data", {}).get("fingerprint") == data.fingerprint
+        if not same_data or _first_difference(*settings) is not None:
+            for cell in _entries(self.path / "cells"):
+                if cell.is_dir():
+                    shutil.rmtree(cell)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

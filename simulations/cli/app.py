@@ -11,13 +11,13 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.faults import explain
+from simulations.cli.faults import INTERRUPTED, STOPPED, explain
 
 app = typer.Typer(
     name="fedcompress",
     help="Compressed federated learning, measured in bytes.",
     add_completion=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -35,6 +35,7 @@ class Listing(StrEnum):
 
     stages = "stages"
     coders = "coders"
+    wrappers = "wrappers"
     methods = "methods"
     models = "models"
     data = "data"
@@ -51,16 +52,22 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
-    pass
+    # Typer prints the help itself where it draws with rich, and gives the text elsewhere.
+    if context.invoked_subcommand is None and (text := context.get_help()):
+        typer.echo(text)
 
 
 @app.command()
 def run(
-    study: Annotated[str, typer.Argument(help="A study file, or the name of a bundled study.")],
+    study: Annotated[str, typer.Argument()],
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the study; repeatable."),
@@ -69,9 +76,11 @@ def run(
         Path | None, typer.Option(help="Folder that holds data sets as folders of parquet files.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the records. [default: runs/NAME]")
+        Path | None, typer.Option(help="Folder of the records.", show_default="runs/NAME")
     ] = None,
-    engine: Annotated[Engine | None, typer.Option(help="Where clients run.")] = None,
+    engine: Annotated[
+        Engine | None, typer.Option(help="Where clients run.", show_default="as the study says")
+    ] = None,
     workers: Annotated[
         str | None, typer.Option(metavar="N", help="Ray workers: a number, or auto.")
     ] = None,
@@ -84,6 +93,8 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Run a study: every strategy with every seed, then a table and a report.
+
+    STUDY is a study file, or the name of one that comes along (see fedcompress list studies).
 
     A folder that holds part of this study is gone on with, finished cells are skipped.
     """
@@ -104,9 +115,12 @@ def run(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    folder: Annotated[Path, typer.Argument()],
 ) -> None:
-    """Write figures, tables and the HTML report of a run, and show its table."""
+    """Write figures, tables and the HTML report of a run, and show its table.
+
+    FOLDER is the folder of a run, which was its --out.
+    """
     from simulations.cli.results import show_results
 
     show_results(folder)
@@ -114,11 +128,12 @@ def report(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[Listing | None, typer.Argument(help="What to list; all of it if left out.")] = (
-        None
-    ),
+    what: Annotated[Listing | None, typer.Argument()] = None,
 ) -> None:
-    """List stages, coders, methods, models, data and the studies that come along."""
+    """List stages, coders, wrappers, methods, models, data and the studies that come along.
+
+    WHAT is one of these; all of them are listed if it is left out.
+    """
     from simulations.cli.listing import show_listing
 
     for name in [what.value] if what is not None else [each.value for each in Listing]:
@@ -127,11 +142,16 @@ def list_(
 
 @app.command(name="try")
 def try_(
-    spec: Annotated[str, typer.Argument(help="A compressor, such as 'top_k(0.01) | entropy()'.")],
-    file: Annotated[Path, typer.Argument(help="An update: a .npy or .safetensors file.")],
+    spec: Annotated[str, typer.Argument()],
+    file: Annotated[Path, typer.Argument()],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Compress one update: bytes by stream, error, and milliseconds."""
+    """Compress one update: bytes by stream, error, and milliseconds.
+
+    SPEC is a compressor, such as 'top_k(0.01) | entropy()'.
+
+    FILE is an update: the arrays of a .npy or .safetensors file.
+    """
     from simulations.cli.trial import show_trial
 
     show_trial(spec, file, as_json=as_json)
@@ -139,9 +159,12 @@ def try_(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write; made if missing.")] = Path(),
+    folder: Annotated[Path, typer.Argument()] = Path(),
 ) -> None:
-    """Write a commented study file and a small Flower app that compresses."""
+    """Write a commented study file and a small Flower app that compresses.
+
+    FOLDER is where to write; it is made if missing.
+    """
     from simulations.cli.start import write_start
 
     write_start(folder)
@@ -162,4 +185,6 @@ def main() -> None:
         line, status = explained
         sys.stderr.write(f"fedcompress: {line}\n")
         raise SystemExit(status) from None
+    if status == INTERRUPTED:  # Typer turns Ctrl-C into this status and says nothing
+        sys.stderr.write(f"fedcompress: {STOPPED}\n")
     raise SystemExit(status if isinstance(status, int) else 0)

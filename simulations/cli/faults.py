@@ -1,7 +1,6 @@
 """Turn a user's mistake, or the machine's trouble, into one line and an exit status."""
 
 import errno
-import sqlite3
 import sys
 
 import click
@@ -9,6 +8,7 @@ import click
 USAGE = 2
 FAILED = 1
 INTERRUPTED = 130
+STOPPED = "stopped; the same command goes on from here"
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
@@ -22,12 +22,10 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, click.ClickException):
         return _one_line(error.format_message()), USAGE
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        return "stopped; the same command goes on from here", INTERRUPTED
+        return STOPPED, INTERRUPTED
     if isinstance(error, OSError):
         explained = _explain_os_error(error)
         return None if explained is None else (explained, FAILED)
-    if isinstance(error, sqlite3.OperationalError):
-        return f"{error}; free some space and run the same command again to go on", FAILED
     # Looked up, not imported: what raised it has imported the module, else it is none of these.
     errors = sys.modules.get("fedcompress.errors")
     if errors is not None and isinstance(error, errors.FedcompressError):
@@ -39,10 +37,11 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 def _explain_os_error(error: OSError) -> str | None:
     place = f" {error.filename}" if error.filename else ""
     what = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        failing = ", or failing," if error.errno == errno.EIO else ""
         return (
-            f"disk full{' at' + place if place else ''} ({what}); free some space and run the "
-            "same command again to go on"
+            f"disk full{failing}{' at' + place if place else ''} ({what}); free some space and "
+            "run the same command again to go on"
         )
     if error.errno == errno.EADDRINUSE:
         return f"port in use ({what}); end what listens there, or choose another port"

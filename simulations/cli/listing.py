@@ -1,6 +1,7 @@
 """`fedcompress list`."""
 
 import inspect
+import json
 from collections.abc import Callable
 
 from rich.box import SIMPLE_HEAD
@@ -28,10 +29,15 @@ def _stages() -> Rows:
 
 
 def _coders() -> Rows:
-    from fedcompress.registry import coders, compressors
+    from fedcompress.registry import coders
 
-    both = {**coders(), **compressors()}
-    return [(_call(name, kind), _summary(kind)) for name, kind in both.items()]
+    return [(_call(name, kind), _summary(kind)) for name, kind in sorted(coders().items())]
+
+
+def _wrappers() -> Rows:
+    from fedcompress.registry import compressors
+
+    return [(_call(name, kind), _summary(kind)) for name, kind in sorted(compressors().items())]
 
 
 def _methods() -> Rows:
@@ -72,17 +78,28 @@ def _studies() -> Rows:
 
 
 def _call(name: str, kind: type) -> str:
-    parameters = list(inspect.signature(kind).parameters.values())
-    return f"{name}({', '.join(parameter.name for parameter in parameters)})"
+    parameters = inspect.signature(kind).parameters.values()
+    return f"{name}({', '.join(map(_with_default, parameters))})"
+
+
+def _with_default(parameter: inspect.Parameter) -> str:
+    if parameter.default is inspect.Parameter.empty:
+        return parameter.name
+    default = parameter.default
+    text = json.dumps(default) if isinstance(default, str) else str(default)
+    return f"{parameter.name}={text}"
 
 
 def _summary(thing: object) -> str:
-    return inspect.cleandoc(getattr(thing, "__doc__", None) or "").partition("\n")[0]
+    # Docstrings mark code as reStructuredText does, a terminal has no use for it.
+    text = inspect.cleandoc(getattr(thing, "__doc__", None) or "")
+    return text.partition("\n")[0].replace("`", "")
 
 
 _LISTINGS: dict[str, Callable[[], Rows]] = {
     "stages": _stages,
     "coders": _coders,
+    "wrappers": _wrappers,
     "methods": _methods,
     "models": _models,
     "data": _data,

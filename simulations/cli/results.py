@@ -1,15 +1,32 @@
 """A run's table on the terminal and its report on the disk."""
 
+import logging
+from contextlib import nullcontext
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+
+from simulations.cli.table import print_table
+
+PIPED_WIDTH = 160
+"""Columns of output that goes to no terminal and has no width of its own."""
 
 
-def show_results(folder: Path, console: Console | None = None) -> None:
+def show_results(
+    folder: Path, console: Console | None = None, *, quiet: bool = False, keep: bool = False
+) -> None:
     """Write the report of a run's folder, print its table and the report's path.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+    console : Console, optional
+        Where to print.
+    quiet : bool
+        Do not say meanwhile what is done.
+    keep : bool
+        Leave a report as it is that no record is newer than.
 
     Raises
     ------
@@ -18,19 +35,20 @@ def show_results(folder: Path, console: Console | None = None) -> None:
     OSError
         If the report cannot be written.
     """
-    # Imported now: a run need not wait for pandas and matplotlib to begin.
-    from simulations.report import load_run, terminal_table, write_report
-    from simulations.report.tables import CAPTION
-
     console = console or Console()
-    headings, *rows = terminal_table(load_run(folder))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=CAPTION, caption_justify="left")
-    for place, heading in enumerate(headings):
-        table.add_column(escape(heading), justify="left" if place == 0 else "right")
-    for row in rows:
-        table.add_row(*(escape(text) for text in row))
-    # Piped output has no width of its own; the table keeps the one that it needs.
-    wide = console if console.is_terminal else Console(width=160)
-    report = write_report(folder)
-    wide.print(table)
-    console.print(f"Report: {report}", soft_wrap=True, highlight=False, markup=False)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache
+    with nullcontext() if quiet else console.status("writing the report"):
+        # Imported now: a run need not wait for pandas and matplotlib to begin.
+        from simulations.report import load_run, terminal_table, write_report
+        from simulations.report.write import current_report
+
+        run = load_run(folder)
+        kept = current_report(folder) if keep else None
+        report = kept or write_report(folder)
+    wide = console if console.is_terminal else Console(width=PIPED_WIDTH)
+    print_table(terminal_table(run), wide)
+    for cell in run.unfinished:
+        if cell.damaged:
+            wide.print(f"{cell.label}, seed {cell.seed}: {cell.reason}", style="red", markup=False)
+    note = "" if kept is None else " (no record is newer; `fedcompress report` writes it anew)"
+    console.print(f"Report: {report}{note}", soft_wrap=True, highlight=False, markup=False)

@@ -50,7 +50,7 @@ def run_command(
         raise ConfigError(f"{folder} holds no run to resume; leave --resume out to start one")
     with nullcontext() if quiet else StudyProgress(study, console) as progress:
         run_study(study, folder, listen=progress)
-    show_results(folder, console)
+    show_results(folder, console, quiet=quiet, keep=True)
 
 
 def _folder_name(study: Study) -> str:

@@ -34,4 +34,8 @@ def write_start(folder: Path) -> None:
     console = Console(soft_wrap=True)
     for target in sources:
         console.print(f"wrote {target}", highlight=False, markup=False)
-    console.print(f"next: fedcompress run {folder / 'study.toml'}", highlight=False, markup=False)
+    for line in (
+        f"next: fedcompress run {folder / 'study.toml'}",
+        f"or the Flower app: flwr run {folder / 'app'} --stream",
+    ):
+        console.print(line, highlight=False, markup=False)

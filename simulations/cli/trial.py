@@ -1,21 +1,21 @@
 """`fedcompress try`: one compressor on one update."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from fedcompress import parse, rng_for
-from fedcompress.errors import ConfigError
+from fedcompress.errors import NotFiniteError
+from simulations.cli.arrays import read_arrays
 
 REPEATS = 3
 _T = TypeVar("_T")
@@ -32,38 +32,16 @@ def show_trial(spec: str, file: Path, *, as_json: bool) -> None:
         If the arrays hold NaN or infinity and the compressor needs finite numbers.
     """
     # Parsed first: a slip in the spec is told before a large file is read.
-    facts = measure(str(parse(spec)), read_arrays(file))
+    compressor, update = str(parse(spec)), read_arrays(file)
+    try:
+        facts = measure(compressor, update)
+    except NotFiniteError as error:
+        # The error's own mend is for training; what a file holds can only be looked at.
+        raise NotFiniteError(f"try: {file}: {_not_finite(update)}") from error
     if as_json:
         Console().print_json(json.dumps(facts))
     else:
         _show(facts)
-
-
-def read_arrays(file: Path) -> dict[str, Tensor]:
-    """Read the arrays of a ``.npy`` or ``.safetensors`` file, by name.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such file, or it holds something else.
-    """
-    if not file.is_file():
-        raise ConfigError(f"try: there is no file {str(file)!r}; give a .npy or .safetensors file")
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(file))
-        except SafetensorError as error:
-            raise ConfigError(f"try: {file} is no safetensors file ({error})") from error
-    if file.suffix == ".npy":
-        try:
-            values = np.load(file, allow_pickle=False)
-            return {file.stem: torch.from_numpy(np.array(values))}
-        except (ValueError, EOFError, TypeError) as error:
-            raise ConfigError(f"try: {file} is no .npy file of numbers ({error})") from error
-    raise ConfigError(f"try: cannot read {file.name!r}; give a .npy or .safetensors file")
 
 
 def measure(spec: str, update: dict[str, Tensor]) -> dict[str, Any]:
@@ -80,7 +58,8 @@ def measure(spec: str, update: dict[str, Tensor]) -> dict[str, Any]:
     -------
     dict
         `payload_bytes`, `bytes_by_stream`, `dense_bytes`, `ratio`, `parameters`,
-        `bits_per_parameter`, `nmse` (‖x − x̂‖² / ‖x‖²; None where the update is zero),
+        `bits_per_parameter`, `nmse` (‖x − x̂‖² / ‖x‖²; None where the update is zero or not
+        finite),
         `encode_ms` and `decode_ms` (medians of three).
     """
     compressor = parse(spec)
@@ -101,11 +80,22 @@ def measure(spec: str, update: dict[str, Tensor]) -> dict[str, Any]:
         "bytes_by_stream": dict(compressor.breakdown(payload, update)),
         "ratio": dense_bytes / len(payload),
         "bits_per_parameter": len(payload) * 8 / parameters if parameters else None,
-        "nmse": lost / energy if energy > 0 else None,
+        "nmse": lost / energy if energy > 0 and math.isfinite(lost + energy) else None,
         "unbiased": compressor.unbiased,
         "encode_ms": encode_ms,
         "decode_ms": decode_ms,
     }
+
+
+def _not_finite(update: dict[str, Tensor]) -> str:
+    for name, values in update.items():
+        bad = values.numel() - int(values.isfinite().sum())
+        if bad:
+            return (
+                f"array {name!r} holds NaN or infinity in {bad:,} of {values.numel():,} entries; "
+                "give an update of finite numbers, or try raw(), which sends any"
+            )
+    return "coding it gives NaN or infinity; scale its numbers down, or try raw()"
 
 
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:

@@ -47,6 +47,7 @@ class SimulatedGrid(Grid, ABC):
         self._sent = 0
         self._waiting: dict[str, Message] = {}
         self._changed: set[int] = set()
+        self._failures_logged = 0
         self.compute_seconds: dict[int, float] = {}
         self.unanswered: list[int] = []
         assume_server_identity(RUN_ID)
@@ -132,6 +133,12 @@ class SimulatedGrid(Grid, ABC):
         """Run the clients of `messages`; return the replies that come within `timeout` seconds."""
         return self._collect(self.push_messages(messages), timeout)
 
+    def _log_failure(self, node_id: int, failure: str) -> None:
+        """Log a client's traceback: the first of a batch aloud, for the others are mostly alike."""
+        level = logging.DEBUG if self._failures_logged else logging.ERROR
+        self._failures_logged += 1
+        logger.log(level, "client of node %d raised:\n%s", node_id, failure)
+
     def _collect(self, message_ids: list[str], timeout: float | None) -> list[Message]:
         requests = [
             self._waiting.pop(message_id)
@@ -139,6 +146,7 @@ class SimulatedGrid(Grid, ABC):
             if message_id in self._waiting
         ]
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._failures_logged = 0
         replies = dict(self._execute(requests, deadline)) if requests else {}
         self.unanswered = [
             request.metadata.dst_node_id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 
@@ -12,8 +11,6 @@ from flwr.app import Message, RecordDict, UserConfig
 from simulations.engines.base import SimulatedGrid
 from simulations.engines.client_call import AppFactory, call_client, load_app
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
-
-logger = logging.getLogger(__name__)
 
 
 class LocalGrid(SimulatedGrid):
@@ -57,7 +54,7 @@ class LocalGrid(SimulatedGrid):
                     return  # too late: as if the client had never answered
                 self.compute_seconds[node_id] = result.compute_seconds
                 if result.failure is not None:
-                    logger.error("client of node %d raised:\n%s", node_id, result.failure)
+                    self._log_failure(node_id, result.failure)
                 if result.state is not None:
                     self._states[node_id] = result.state
                     self._changed.add(node_id)

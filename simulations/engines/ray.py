@@ -256,7 +256,7 @@ class RayGrid(SimulatedGrid):
             self._changed.add(node_id)
         self.compute_seconds[node_id] = answer.compute_seconds
         if answer.failure is not None:
-            logger.error("client of node %d raised:\n%s", node_id, answer.failure)
+            self._log_failure(node_id, answer.failure)
         content = None if answer.content is None else unpack_records(answer.content)
         return build_message(answer.metadata, content, answer.error)
 

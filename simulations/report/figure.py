@@ -1,6 +1,8 @@
 """One figure: drawn once for its own files and once, without legend, for the page."""
 
 import io
+import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
@@ -10,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from simulations.report.style import RC
+
+logger = logging.getLogger(__name__)
 
 Draw = Callable[[Axes], None]
 WIDTH_INCHES = 4.9
@@ -84,7 +88,13 @@ def render(figure: Figure, file_format: str, *, alone: bool = True) -> bytes:
             if figure.legend:
                 _add_legend(canvas, figure)
         target = io.BytesIO()
-        canvas.savefig(target, format=file_format, dpi=200, metadata=_METADATA[file_format])
+        # Such as a sign that the font lacks: the drawing stands, and a reader can do nothing.
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            metadata = _METADATA[file_format]
+            canvas.savefig(target, format=file_format, dpi=200, metadata=metadata)
+        for warning in caught:
+            logger.debug("figure %s: %s", figure.name, warning.message)
         return target.getvalue()
 
 

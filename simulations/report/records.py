@@ -12,18 +12,25 @@ Record = dict[str, object]
 """One JSON object of the records."""
 
 
-def read_object(path: Path) -> Record:
+def read_object(path: Path, mend: str) -> Record:
     """Read a file that holds one JSON object.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    mend : str
+        What to do about it where it is damaged.
 
     Raises
     ------
     ConfigError
         If the file does not hold one JSON object.
     """
-    return _parse(path.read_text("utf-8"), str(path))
+    return _parse(path.read_bytes(), str(path), mend)
 
 
-def read_rows(path: Path) -> list[Record]:
+def read_rows(path: Path, mend: str) -> list[Record]:
     """Read a JSONL file; a missing file is empty and a line without its end is passed over.
 
     Raises
@@ -33,19 +40,25 @@ def read_rows(path: Path) -> list[Record]:
     """
     if not path.is_file():
         return []
-    *whole, cut_off = path.read_text("utf-8").split("\n")
+    *whole, cut_off = path.read_bytes().split(b"\n")
     if cut_off:
         logger.warning("%s: the last line is cut off and was passed over", path)
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(whole, 1) if line]
+    return [
+        _parse(line, f"{path}, line {number},", mend)
+        for number, line in enumerate(whole, 1)
+        if line
+    ]
 
 
-def _parse(text: str, place: str) -> Record:
+def _parse(text: bytes, place: str, mend: str) -> Record:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"report: {place} is not valid JSON ({error.msg}); remove that cell and run it again"
-        ) from error
+        value = json.loads(text.decode("utf-8"))
+    except ValueError as error:  # no JSON, or no text at all
+        what = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
+        raise ConfigError(f"report: {place} is damaged: not valid JSON ({what}); {mend}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"report: {place} must hold a JSON object, got {type(value).__name__}")
+        raise ConfigError(
+            f"report: {place} is damaged: expected a JSON object, "
+            f"got {type(value).__name__}; {mend}"
+        )
     return value

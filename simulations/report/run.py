@@ -15,12 +15,16 @@ from simulations.report.study import expected_cells, section, study_name
 @final
 @dataclass(frozen=True)
 class UnfinishedCell:
-    """A cell that gives no result yet, and why."""
+    """A cell that gives no result yet, and why.
+
+    A `damaged` one was finished, but records of it are missing since; its reason says the mend.
+    """
 
     label: str
     seed: int
     rounds_done: int
     reason: str
+    damaged: bool = False
 
 
 @final
@@ -80,6 +84,7 @@ def rows_of(frame: pd.DataFrame, label: str, seed: int) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Cell:
+    folder: Path
     label: str
     seed: int
     result: Record
@@ -91,12 +96,31 @@ class _Cell:
         return max((_whole(row.get("round")) for row in self.rounds), default=0)
 
     @property
+    def finished(self) -> bool:
+        return self.result.get("finished") is True
+
+    @property
     def unfinished_because(self) -> str | None:
-        if self.result.get("finished") is not True:
+        if not self.finished:
             return "running or stopped" if self.rounds else "no round recorded yet"
+        damage = self._damage()
+        return None if damage is None else f"damaged: {damage}; {_run_again(self.folder)}"
+
+    def _damage(self) -> str | None:
+        for name in ("rounds.jsonl", "clients.jsonl"):
+            # Without any round planned or client asked there is nothing to miss.
+            if self.result.get("rounds") and not (self.folder / name).is_file():
+                return f"{name} is missing"
         planned = _whole(self.result.get("rounds"))
         if self.rounds_done < planned:
-            return f"records stop at round {self.rounds_done} of {planned}"
+            return f"rounds.jsonl stops at round {self.rounds_done} of {planned}"
+        recorded = {row.get("round") for row in self.rounds}
+        lost = [number for number in range(1, planned + 1) if number not in recorded]
+        if lost:
+            return f"rounds.jsonl lacks round {lost[0]}"
+        asked = sum(_whole(row.get("clients_sampled")) for row in self.rounds)
+        if len(self.clients) < asked:
+            return f"clients.jsonl holds {len(self.clients)} of {asked} rows"
         return None
 
 
@@ -104,7 +128,7 @@ def load_run(folder: str | Path) -> Run:
     """Read the records below `folder`.
 
     A line cut off at the end of a JSONL file (a killed run) is passed over; a cell without a
-    finished `result.json`, or whose records stop short of it, is listed as unfinished.
+    finished `result.json` is listed as unfinished, one whose records stop short of it as damaged.
 
     Raises
     ------
@@ -120,7 +144,9 @@ def load_run(folder: str | Path) -> Run:
         raise ConfigError(
             f"report: {folder} has no study.json; give the output folder of `fedcompress run`"
         )
-    study = read_object(folder / "study.json")
+    study = read_object(
+        folder / "study.json", "put back a copy of it, or run the study in a new folder"
+    )
     paths = sorted(path.parent for path in folder.glob("cells/*/cell.json"))
     cells = [_load_cell(path) for path in paths]
     expected = expected_cells(study)
@@ -135,7 +161,7 @@ def load_run(folder: str | Path) -> Run:
     finished = [cell for cell in cells if cell.unfinished_because is None]
     known = {(cell.label, cell.seed) for cell in cells}
     unfinished = [
-        UnfinishedCell(c.label, c.seed, c.rounds_done, c.unfinished_because)
+        UnfinishedCell(c.label, c.seed, c.rounds_done, c.unfinished_because, damaged=c.finished)
         for c in cells
         if c.unfinished_because is not None
     ]
@@ -155,9 +181,10 @@ def load_run(folder: str | Path) -> Run:
 
 
 def _load_cell(folder: Path) -> _Cell:
-    cell = read_object(folder / "cell.json")
+    mend = _run_again(folder)
+    cell = read_object(folder / "cell.json", mend)
     finished = (folder / "result.json").is_file()
-    result = read_object(folder / "result.json") if finished else {}
+    result = read_object(folder / "result.json", mend) if finished else {}
     label = result.get("label") or section(cell, "strategy").get("label") or folder.name
     seed = result.get("seed", cell.get("seed"))
     if not isinstance(seed, int):
@@ -165,17 +192,22 @@ def _load_cell(folder: Path) -> _Cell:
             f"report: {folder / 'cell.json'}: seed must be a whole number, got {seed!r}"
         )
     return _Cell(
+        folder=folder,
         label=str(label),
         seed=seed,
         result=result,
-        rounds=read_rows(folder / "rounds.jsonl"),
-        clients=read_rows(folder / "clients.jsonl"),
+        rounds=read_rows(folder / "rounds.jsonl", mend),
+        clients=read_rows(folder / "clients.jsonl", mend),
     )
 
 
 def _frame(cells: list[_Cell], rows: Callable[[_Cell], list[Record]]) -> pd.DataFrame:
     named = [row | {"label": c.label, "seed": c.seed} for c in cells for row in rows(c)]
     return pd.DataFrame(named)
+
+
+def _run_again(cell_folder: Path) -> str:
+    return f"remove {cell_folder} and run the study again"
 
 
 def _whole(value: object) -> int:

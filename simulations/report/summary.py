@@ -18,8 +18,9 @@ def summary_table(run: Run) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Columns `label`, `method`, `uplink`, `downlink` (text); `seeds_finished`,
-        `seeds_expected`; `accuracy_percent` (mean over seeds), `accuracy_interval_percent` (half
-        the 95 % t-interval, NaN with one seed), `accuracy_change_points` and
+        `seeds_expected`, `seeds_damaged`; `accuracy_percent` (mean over seeds),
+        `accuracy_interval_percent` (half the 95 % t-interval, NaN with one seed),
+        `accuracy_change_points` and
         `accuracy_change_interval_points` (against the first row, seed by seed, over the seeds
         that both finished); `uplink_kb`, `downlink_kb` (payload per client
         and round, 1 kB = 1000 B, the downlink with catch-up); `uplink_ratio`, `both_ways_ratio`
@@ -60,6 +61,7 @@ def _row(
         "downlink": _text(results, "downlink"),
         "seeds_finished": len(results),
         "seeds_expected": run.seeds_expected.get(label, len(results)),
+        "seeds_damaged": sum(cell.damaged and cell.label == label for cell in run.unfinished),
         "accuracy_percent": mean,
         "accuracy_interval_percent": interval,
         "accuracy_change_points": change,

@@ -48,15 +48,18 @@ def text_rows(summary: pd.DataFrame) -> list[tuple[str, ...]]:
             ratio_text(row["all_traffic_ratio"]),
             f"{row['clients_rejected']}/{row['clients_failed']}",
             number_text(row["seconds"]),
-            seeds_text(row["seeds_finished"], row["seeds_expected"]),
+            seeds_text(row["seeds_finished"], row["seeds_expected"], row["seeds_damaged"]),
         )
         for row in summary.to_dict("records")
     ]
 
 
-def seeds_text(finished: int, expected: int) -> str:
-    """Write `3`, or `2 of 3 (unfinished)`."""
-    return str(finished) if finished >= expected else f"{finished} of {expected} (unfinished)"
+def seeds_text(finished: int, expected: int, damaged: int) -> str:
+    """Write `3`, `2 of 3 (unfinished)`, or `2 of 3 (1 damaged)`."""
+    if finished >= expected:
+        return str(finished)
+    why = f"{damaged} damaged" if damaged else "unfinished"
+    return f"{finished} of {expected} ({why})"
 
 
 def terminal_table(run: Run) -> list[tuple[str, ...]]:

@@ -26,11 +26,10 @@ _LATEX = {
 
 
 def accuracy_text(percent: float, interval: float) -> str:
-    """Write `91.23 ± 0.45`, `91.23 (n/a)` with a single seed, `n/a` without a result."""
+    """Write `91.23 ± 0.45`, `91.23` with a single seed, `n/a` without a result."""
     if math.isnan(percent):
         return NOT_AVAILABLE
-    spread = "(± n/a)" if math.isnan(interval) else f"± {interval:.2f}"
-    return f"{percent:.2f} {spread}"
+    return f"{percent:.2f}" if math.isnan(interval) else f"{percent:.2f} ± {interval:.2f}"
 
 
 def change_text(points: float) -> str:

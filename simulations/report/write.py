@@ -50,6 +50,17 @@ def write_report(folder: str | Path) -> Path:
     return report
 
 
+def current_report(folder: str | Path) -> Path | None:
+    """Return the page of a run's folder if every record was there when it was written."""
+    folder = Path(folder)
+    report = folder / "report.html"
+    if not report.is_file():
+        return None
+    records = [folder / "study.json", *folder.glob("cells/*"), *folder.glob("cells/*/*.json*")]
+    newest = max(path.stat().st_mtime_ns for path in records)
+    return report if newest <= report.stat().st_mtime_ns else None
+
+
 def all_figures(run: Run) -> list[Figure]:
     """Return every figure of a report, in the page's order."""
     return [*curve_figures(run), time_figure(run), direction_figure(run), stream_figure(run)]

@@ -10,13 +10,15 @@ from strategies.methods import (  # isort: skip
 )
 from strategies.methods.method import Method
 from strategies.methods.registry import method, methods, parameters, published
-from strategies.methods.servers import SERVERS, build_server
+from strategies.methods.servers import SERVERS, build_server, check_server, is_of_federation
 
 __all__ = [
     "SERVERS",
     "Method",
     "build_server",
+    "check_server",
     "distillation",
+    "is_of_federation",
     "method",
     "methods",
     "parameters",

@@ -23,7 +23,7 @@ from flwr.serverapp.strategy import (
 from fedcompress.checks import near
 from fedcompress.errors import ConfigError
 from strategies.methods.method import Method
-from strategies.methods.registry import method
+from strategies.methods.registry import method, methods
 
 SERVERS: Mapping[str, type[FedAvg]] = {
     "bulyan": Bulyan,
@@ -39,6 +39,40 @@ SERVERS: Mapping[str, type[FedAvg]] = {
     "multikrum": MultiKrum,
     "qfedavg": QFedAvg,
 }
+
+
+# What a Flower strategy is told of the federation and of the apps, rather than of its rule.
+_OF_FEDERATION = frozenset(
+    {
+        "fraction_train",
+        "fraction_evaluate",
+        "min_train_nodes",
+        "min_evaluate_nodes",
+        "min_available_nodes",
+        "arrayrecord_key",
+        "configrecord_key",
+        "train_metrics_aggr_fn",
+        "evaluate_metrics_aggr_fn",
+    }
+)
+
+
+def is_of_federation(setting: str) -> bool:
+    """Whether a setting of a Flower strategy concerns who takes part and how its apps speak."""
+    return setting in _OF_FEDERATION
+
+
+def check_server(name: str) -> str:
+    """Give the name of a server rule; raise `ConfigError` if there is no such rule.
+
+    A method that is more than a server rule is none: its compressors would be lost.
+    """
+    if name not in SERVERS:
+        mend = near(name, list(SERVERS))
+        if name in methods():
+            mend = f'{name} is a method: write method = "{name}"'
+        raise ConfigError(f"server: there is no rule {name!r}; {mend}")
+    return name
 
 
 def build_server(
@@ -74,17 +108,15 @@ def build_server(
     ('FedAdam', 0.1, 0.5)
     """
     chosen = method(method_or_name) if isinstance(method_or_name, str) else method_or_name
-    rule = SERVERS.get(chosen.server)
-    if rule is None:
-        raise ConfigError(
-            f"server: there is no rule {chosen.server!r}; {near(chosen.server, list(SERVERS))}"
-        )
+    rule = SERVERS[check_server(chosen.server)]
     settings: dict[str, Any] = {**chosen.server_options, **(options or {}), **flower_kwargs}
     known = inspect.signature(rule).parameters
     for name, value in settings.items():
         if name not in known:
+            # Arguments of the class may be any of its own; options are those of the rule.
+            of_rule = [key for key in known if name in flower_kwargs or not is_of_federation(key)]
             raise ConfigError(
-                f"{chosen.server}: there is no setting {name!r}; {near(name, list(known))}"
+                f"{chosen.server}: there is no setting {name!r}; {near(name, of_rule)}"
             )
         _check_type(chosen.server, name, value, known[name].annotation)
         if name.startswith("fraction_") and not 0 <= value <= 1:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import resource
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from flwr.serverapp.strategy import (
 
 from fedcompress.errors import ConfigError
 from simulations.checkpoint import Checkpoint, load_strategy_state, strategy_state
+from simulations.cli.faults import explain
 from simulations.engines import LocalGrid
 
 
@@ -126,8 +131,62 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     database.close()
     with pytest.raises(ConfigError, match="has version 99, expected 1"):
         Checkpoint(newer)
-    with pytest.raises(ConfigError, match="cannot use"):
+    with pytest.raises(OSError, match="nowhere"):
         Checkpoint(tmp_path / "nowhere" / "checkpoint.sqlite")
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """Let writing fail as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_no_fault_of_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.sqlite"
+    with Checkpoint(path) as checkpoint:
+        checkpoint.save(1, {"x": np.zeros(10)}, {1: b"one"})
+        with no_file_above(60_000), pytest.raises(OSError, match=str(path)) as full:
+            checkpoint.save(2, {"x": np.zeros(100_000)}, {1: b"two"})
+        told = explain(full.value)
+        assert told is not None
+        line, status = told
+        assert status == 1
+        assert line.startswith("disk full")
+        assert line.endswith("free some space and run the same command again to go on")
+    with Checkpoint(path) as checkpoint:
+        loaded = checkpoint.load()
+    assert loaded is not None
+    assert (loaded[0], loaded[2]) == (1, {1: b"one"})
+    with no_file_above(100), pytest.raises(OSError, match="new"):
+        Checkpoint(tmp_path / "new.sqlite")
+
+
+def test_a_damaged_checkpoint_is_to_be_removed(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.sqlite"
+    with Checkpoint(path) as checkpoint:
+        checkpoint.save(1, {"x": np.zeros(50_000)}, {})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xaa" * (len(whole) - 4096))
+    with (
+        pytest.raises(ConfigError, match=r"damaged or no checkpoint.*remove it"),
+        Checkpoint(path) as checkpoint,
+    ):
+        checkpoint.load()
+
+
+def test_a_checkpoint_in_use_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint.sqlite"
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", partial(connect, timeout=0.1))
+    with Checkpoint(path) as checkpoint, closing(connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ConfigError, match="in use by another process; wait"):
+            checkpoint.save(1, {}, {})
 
 
 def replies(number: int) -> list[Message]:

@@ -211,7 +211,7 @@ def test_one_seed_is_said_and_has_no_band(make_run: MakeRun) -> None:
     report = write_report(make_run(seeds=(1,)))
     text = report.read_text("utf-8")
     assert "One seed only" in text
-    assert "n/a" in text
+    assert "there is no interval" in text
 
 
 @pytest.mark.usefixtures("page_only")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fedcompress.errors import ConfigError
-from simulations.report import load_run, summary_table, terminal_table
+from simulations.report import load_run, summary_table, terminal_table, write_report
+from simulations.report.write import current_report
 
 MakeRun = Callable[..., Path]
 
@@ -61,8 +64,61 @@ def test_a_result_without_its_rounds_is_no_result(make_run: MakeRun) -> None:
     (records,) = folder.glob("cells/stc*seed3/rounds.jsonl")
     lines = records.read_text("utf-8").splitlines(keepends=True)
     records.write_text("".join(lines[:8]), "utf-8")
+    run = load_run(folder)
+    (cell,) = run.unfinished
+    assert cell.damaged
+    assert cell.reason == (
+        f"damaged: rounds.jsonl stops at round 7 of 20; remove {records.parent} "
+        "and run the study again"
+    )
+    assert any("2 of 3 (1 damaged)" in texts for texts in terminal_table(run))
+    page = write_report(folder).read_text("utf-8")
+    assert "1 damaged cell" in page
+    assert "unfinished cell" not in page
+
+
+@pytest.mark.parametrize("name", ["rounds.jsonl", "clients.jsonl"])
+def test_missing_records_of_a_finished_cell_are_damage(make_run: MakeRun, name: str) -> None:
+    folder = make_run()
+    (records,) = folder.glob(f"cells/stc*seed3/{name}")
+    records.unlink()
     (cell,) = load_run(folder).unfinished
-    assert cell.reason == "records stop at round 7 of 20"
+    assert cell.damaged
+    assert cell.reason.startswith(f"damaged: {name} is missing; remove ")
+
+
+def test_a_row_lost_in_the_middle_is_damage(make_run: MakeRun) -> None:
+    folder = make_run()
+    for name, row, said in (
+        ("rounds.jsonl", 5, "rounds.jsonl lacks round 5"),
+        ("clients.jsonl", 5, "clients.jsonl holds 79 of 80 rows"),
+    ):
+        (records,) = folder.glob(f"cells/stc*seed3/{name}")
+        whole = records.read_bytes()
+        lines = whole.splitlines(keepends=True)
+        records.write_bytes(b"".join([*lines[:row], *lines[row + 1 :]]))
+        (cell,) = load_run(folder).unfinished
+        assert said in cell.reason
+        records.write_bytes(whole)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b""])
+def test_a_broken_study_file_has_its_own_mend(make_run: MakeRun, content: bytes) -> None:
+    folder = make_run()
+    (folder / "study.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"study\.json is damaged: .*; put back a copy of it"):
+        load_run(folder)
+
+
+def test_a_report_is_current_until_a_record_is_newer(make_run: MakeRun) -> None:
+    folder = make_run(seeds=(1,))
+    assert current_report(folder) is None
+    report = folder / "report.html"
+    report.write_text("page", "utf-8")
+    assert current_report(folder) == report
+    (result,) = folder.glob("cells/stc*/result.json")
+    os.utime(result, (time.time() + 60, time.time() + 60))
+    assert current_report(folder) is None
 
 
 def test_a_cut_off_last_line_is_passed_over(make_run: MakeRun) -> None:
@@ -79,7 +135,7 @@ def test_a_broken_line_in_the_middle_names_file_and_line(make_run: MakeRun) -> N
     (records,) = folder.glob("cells/stc*seed3/rounds.jsonl")
     lines = records.read_text("utf-8").splitlines(keepends=True)
     records.write_text("".join([*lines[:3], '{"round": 3, "acc\n', *lines[4:]]), "utf-8")
-    with pytest.raises(ConfigError, match=r"rounds\.jsonl, line 4 is not valid JSON"):
+    with pytest.raises(ConfigError, match=r"rounds\.jsonl, line 4, is damaged.*remove"):
         load_run(folder)
 
 

@@ -47,10 +47,9 @@ def test_kilobytes_are_per_client_and_round_and_decimal(table: pd.DataFrame) -> 
 
 def test_ratios_do_not_depend_on_client_records(make_run: MakeRun) -> None:
     folder = make_run()
-    with_clients = summary_table(load_run(folder))
-    for records in folder.glob("cells/*/clients.jsonl"):
-        records.unlink()
-    pd.testing.assert_frame_equal(summary_table(load_run(folder)), with_clients)
+    run = load_run(folder)
+    without_clients = replace(run, clients=pd.DataFrame())
+    pd.testing.assert_frame_equal(summary_table(without_clients), summary_table(run))
 
 
 def test_downlinks_that_hold_catchup_alone_are_no_update() -> None:
@@ -80,7 +79,7 @@ def test_one_seed_shows_no_interval(make_run: MakeRun) -> None:
     run = load_run(make_run(seeds=(7,)))
     assert summary_table(run)["accuracy_interval_percent"].isna().all()
     cells = [row[1] for row in terminal_table(run)[1:]]
-    assert all(cell.endswith("(± n/a)") for cell in cells)
+    assert all(float(cell) > 0 for cell in cells)
 
 
 def test_the_terminal_table_has_headings_and_equal_rows(make_run: MakeRun) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -13,10 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from rich.console import Console
 from typer.testing import CliRunner
 
-from fedcompress import __version__
+from fedcompress import __version__, parse
 from simulations.cli import app, main
+from simulations.cli.arrays import read_arrays
+from simulations.cli.progress import StudyProgress
+from simulations.cli.table import print_table
+from simulations.events import CellStarted, RoundDone
+from simulations.study import load_study
 
 STUDY = """
 seeds = [0, 1]
@@ -163,12 +171,13 @@ def _no_file_above_6_kb() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("checkpoint_seconds", [10, 0])
 def test_a_full_disk_ends_with_one_line_and_leaves_no_result(
-    study_file: Path, tmp_path: Path, root: Path
+    checkpoint_seconds: int, study_file: Path, tmp_path: Path, root: Path
 ) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "simulations.cli", "run", study_file, "--out", out]
-    command += ["--set", "rounds=12"]
+    command += ["--set", "rounds=12", "--set", f"checkpoint_seconds={checkpoint_seconds}"]
     full = subprocess.run(
         command,
         cwd=root,
@@ -178,12 +187,108 @@ def test_a_full_disk_ends_with_one_line_and_leaves_no_result(
         check=False,
     )
     assert full.returncode == 1
-    assert full.stderr.startswith("fedcompress: disk full at ")
+    assert full.stderr.startswith("fedcompress: disk full")
+    assert "remove" not in full.stderr
     assert full.stderr.count("\n") == 1
     assert not list(out.glob("cells/*/result.json"))
     again = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stderr) == (0, "")
     assert len(list(out.glob("cells/*/result.json"))) == 4
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(
+    study_file: Path, tmp_path: Path, root: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "simulations.cli", "run", study_file, "--out", out]
+    command += ["--set", "rounds=500", "--set", "checkpoint_seconds=0"]
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("cells/*/checkpoint.sqlite")):
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert errors == "fedcompress: stopped; the same command goes on from here\n"
+
+
+def test_a_table_too_wide_loses_columns_and_then_stacks(tmp_path: Path) -> None:
+    label = "error feedback, top-k 1 % and 4 bit [both ways]"
+    headings = (
+        "Strategy",
+        "Accuracy %",
+        "Change",
+        "Up kB",
+        "Up+down ×",
+        "All traffic ×",
+        "Seconds",
+    )
+    row = (label, "91.23 ± 0.45", "−0.12", "12.3", "100×", "66.7×", "10.0")
+    shown = {}
+    for width in (160, 100, 80, 40):
+        console = Console(width=width, file=io.StringIO(), record=True)
+        print_table([headings, row], console)
+        shown[width] = console.export_text()
+    assert all(label in text for text in shown.values())
+    assert all("91.23 ± 0.45" in text for text in shown.values())
+    assert "Not shown" not in shown[160]
+    assert "Not shown in this width, but in the report: All traffic ×" in " ".join(
+        shown[100].split()
+    )
+    assert "66.7×" not in shown[100]
+    assert "100×" not in shown[80]
+    assert "Not shown" not in shown[40]
+    assert "  All traffic ×  66.7×\n" in shown[40]
+    for width, text in shown.items():
+        assert all(len(line) <= width for line in text.splitlines() if label not in line)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_progress_never_wraps_nor_jumps(width: int, study_file: Path) -> None:
+    study = load_study(str(study_file), ["rounds=12"])
+    cell = next(cell for cell in study.cells() if cell.label == "signs [EF]")
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    row = {"accuracy": 0.5, "clients_sampled": 4, "uplink_payload_bytes": 4_000}
+    places = set()
+    with StudyProgress(study, console) as progress:
+        progress(CellStarted(cell, 0))
+        for number, down in ((1, 4_000), (12, 40_000_000)):
+            progress(RoundDone(cell, {**row, "round": number, "downlink_payload_bytes": down}))
+            paper = Console(width=width, file=io.StringIO(), record=True)
+            paper.print(progress.bars.get_renderable())
+            lines = paper.export_text().splitlines()
+            assert len(lines) == 2
+            assert f"signs [EF], seed {cell.seed}" in lines[0]
+            assert "accuracy  50.0%" in lines[1]
+            assert ("down" in lines[1]) == (width >= 80)
+            places.add(tuple(line.index("0:00:0") for line in lines))
+    assert len(places) == 1
+
+
+def test_a_finished_study_keeps_its_report(
+    study_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = ("run", study_file, "--out", tmp_path / "out", "--set", "seeds=[0]")
+    assert "no record is newer" not in ended(capsys, monkeypatch, *run)[1]
+    page = tmp_path / "out" / "report.html"
+    written = page.stat().st_mtime_ns
+    assert "no record is newer" in ended(capsys, monkeypatch, *run)[1]
+    assert page.stat().st_mtime_ns == written
+    assert "no record is newer" not in ended(capsys, monkeypatch, "report", tmp_path / "out")[1]
+    assert page.stat().st_mtime_ns > written
+    (rounds, *_) = (tmp_path / "out").glob("cells/*/rounds.jsonl")
+    rounds.unlink()
+    status, said, _ = ended(capsys, monkeypatch, "report", tmp_path / "out")
+    assert status == 0
+    assert "damaged: rounds.jsonl is missing; remove" in said
 
 
 def test_try_measures_bytes_error_and_time(
@@ -218,17 +323,64 @@ def test_try_refuses_what_is_no_update(
         assert status == 2
         assert name in errors
         assert errors.count("\n") == 1
+        assert "pickle" not in errors
     np.save(tmp_path / "nan.npy", np.array([1, np.nan], "f4"))
     status, _, errors = ended(capsys, monkeypatch, "try", "quantize(4)", tmp_path / "nan.npy")
     assert status == 1
-    assert "NaN" in errors
+    assert "array 'nan' holds NaN or infinity in 1 of 2 entries; give" in errors
+    assert "learning rate" not in errors
+    status, said, _ = ended(capsys, monkeypatch, "try", "raw()", tmp_path / "nan.npy", "--json")
+    assert status == 0
+    assert json.loads(said)["nmse"] is None
+    np.save(tmp_path / "complex.npy", np.ones(3, "c8"))
+    safetensors.numpy.save_file({"complex": np.ones(3, "c8")}, tmp_path / "complex.safetensors")
+    for ending in ("npy", "safetensors"):
+        file = tmp_path / f"complex.{ending}"
+        status, _, errors = ended(capsys, monkeypatch, "try", "raw()", file)
+        assert status == 2
+        assert "is complex, and updates are real" in errors
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    status, _, errors = ended(capsys, monkeypatch, "try", "raw()", tmp_path / "objects.npy")
+    assert status == 2
+    assert "holds object" in errors
+    assert "pickle" not in errors
+
+
+def test_try_reads_either_byte_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, dtype in enumerate((">f4", "<f4")):
+        np.save(tmp_path / f"{place}.npy", np.arange(6, dtype=dtype).reshape(2, 3))
+    one, other = (read_arrays(tmp_path / f"{place}.npy")[str(place)] for place in (0, 1))
+    assert one.equal(other)
+    status, _, errors = ended(capsys, monkeypatch, "try", "raw()", tmp_path / "0.npy")
+    assert (status, errors) == (0, "")
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (4, 10**30), (-1,), (7,)])
+def test_try_believes_no_header(
+    shape: tuple[int, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with (tmp_path / "huge.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(24))
+    status, _, errors = ended(capsys, monkeypatch, "try", "raw()", tmp_path / "huge.npy")
+    assert status == 2
+    assert "huge.npy" in errors
+    assert "save" in errors
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("stages", "top_k(fraction)"),
+        ("stages", "ternary(threshold=0.7)"),
         ("coders", "entropy()"),
+        ("wrappers", "error_feedback(compressor)"),
         ("methods", "fedpaq"),
         ("models", "lenet"),
         ("data", "digits"),
@@ -239,6 +391,28 @@ def test_list_names_and_says_what_it_is(what: str, expected: str) -> None:
     result = CliRunner().invoke(app, ["list", what])
     assert result.exit_code == 0
     assert expected in result.output
+    assert "``" not in result.output
+
+
+def test_help_says_what_arguments_and_defaults_are() -> None:
+    for command, said in (
+        ("run", "STUDY is a study file"),
+        ("run", "runs/NAME"),
+        ("report", "FOLDER is the folder"),
+        ("list", "WHAT is one of these"),
+        ("try", "SPEC is a compressor"),
+        ("try", "FILE is an update"),
+        ("init", "FOLDER is where to write"),
+    ):
+        assert said in CliRunner().invoke(app, [command, "--help"]).output
+
+
+def test_alone_the_command_shows_its_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, said, errors = ended(capsys, monkeypatch)
+    assert (status, errors) == (0, "")
+    assert "Compressed federated learning" in said
 
 
 def test_version() -> None:
@@ -248,12 +422,14 @@ def test_version() -> None:
 def test_init_writes_a_study_that_loads_and_an_app_that_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from simulations.study import load_study
-
     status, said, _ = ended(capsys, monkeypatch, "init", tmp_path / "new")
     assert status == 0
     assert str(tmp_path / "new" / "study.toml") in said
-    assert len(load_study(tmp_path / "new" / "study.toml").strategies) == 3
+    assert f"flwr run {tmp_path / 'new' / 'app'} --stream" in said
+    study = load_study(tmp_path / "new" / "study.toml")
+    assert len(study.strategies) == 3
+    for spec in (strategy.uplink for strategy in study.strategies):
+        assert spec is None or parse(spec).unbiased or "error_feedback" in spec
     status, _, errors = ended(capsys, monkeypatch, "init", tmp_path / "new")
     assert status == 2
     assert "exists already" in errors

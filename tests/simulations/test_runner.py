@@ -8,13 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, FedcompressError
 from simulations.events import CellDone, Event, RoundDone
+from simulations.readiness import check_device
 from simulations.records import append_rows, keep_rounds, read_rows, without_seconds, write_json
 from simulations.runner import run_study
 from simulations.study import Study, checked_study
@@ -210,6 +216,150 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 def test_engine_and_checkpoints_are_no_part_of_a_study(finished: Path) -> None:
     run_study(small_study(checkpoint_seconds=3, engine={"kind": "ray"}), finished)
+
+
+def test_what_cannot_run_here_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, small = {"hidden": [400]}, {"hidden": [4]}
+    faults: list[tuple[dict[str, Any], str]] = [
+        ({"device": "cuda"}, r"device: 'cuda' is not available here"),
+        ({"device": "mps"}, r"device: 'mps' is not available here; use device = 'cpu'"),
+        ({"data": {"data_dir": "/no/such"}}, r"data\.data_dir: there is no folder '/no/such'"),
+        ({"partition": {"clients": 3000}}, "clients"),
+        ({"model": {"name": "lstm"}}, "model: lstm takes windows of characters"),
+        (
+            {"strategies": [{"student": small}, {"label": "b", "student": large}]},
+            r"strategies\.b\.student: it has \d+ parameters, the global model \d+; choose a ",
+        ),
+        (
+            {"strategies": [{"label": "b", "student": {"name": "lstm"}}]},
+            r"strategies\.b\.student: model: lstm takes windows",
+        ),
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for changes, said in faults:
+        with pytest.raises(ConfigError, match=said):
+            run_study(small_study(**changes), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_cuda_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cpu", "cuda", "cuda:1"):
+        check_device(device)
+    with pytest.raises(
+        ConfigError, match="there is no 'cuda:2'; this machine has cuda:0 to cuda:1"
+    ):
+        check_device("cuda:2")
+
+
+def failing_study(**changes: Any) -> Study:
+    """All updates of its clients are infinite."""
+    chosen = {"training": {"learning_rate": 1e38}, "strategies": [STRATEGIES[0]], "seeds": [3]}
+    return small_study(**chosen | changes)
+
+
+def test_a_cell_without_a_usable_update_has_no_result(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(FedcompressError) as caught:
+        run_study(failing_study(), tmp_path)
+    assert "strategy 'dense', seed 3: no round had a usable update" in str(caught.value)
+    assert "first reason: update of" in str(caught.value)
+    cell = tmp_path / "cells" / "dense-seed3"
+    assert not (cell / "result.json").exists()
+    assert not list(cell.glob("checkpoint*"))
+    for number in range(1, 5):
+        round_lines = (r.getMessage() for r in caplog.records)
+        lines = [line for line in round_lines if line.startswith(f"round {number}: ")]
+        assert sum("3 of 3 clients: update of" in line for line in lines) == 1
+        assert not [line for line in lines if "node" in line]
+
+
+def test_clients_that_raise_are_one_line_for_each_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("simulations.client_app.train_locally", fail)
+    study = small_study(strategies=STRATEGIES[1:2], rounds=1)
+    with pytest.raises(FedcompressError, match="first reason: RuntimeError: no memory"):
+        run_study(study, tmp_path)
+    said = [r.getMessage() for r in caplog.records if "no memory" in r.getMessage()]
+    assert sum("Traceback" in line for line in said) == 1
+    assert said[-1] == "round 1: 3 of 3 clients: RuntimeError: no memory"
+    assert len(said) == 2
+    with caplog.at_level("DEBUG"), pytest.raises(FedcompressError):
+        run_study(study, tmp_path)
+    assert any("Traceback" in r.getMessage() and r.levelname == "DEBUG" for r in caplog.records)
+
+
+def test_a_study_without_a_usable_round_may_be_corrected(tmp_path: Path) -> None:
+    with pytest.raises(FedcompressError):
+        run_study(failing_study(), tmp_path)
+    run_study(failing_study(training={}, seeds=[4], rounds=1), tmp_path)
+    assert [cell.name for cell in (tmp_path / "cells").iterdir()] == ["dense-seed4"]
+    about = json.loads((tmp_path / "study.json").read_text())
+    assert about["study"]["rounds"] == 1
+    with pytest.raises(ConfigError, match="holds another study"):
+        run_study(failing_study(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: None, "rounds.jsonl is missing"),
+        (lambda text: text.replace('"round"', "round", 1), "rounds.jsonl cannot be read"),
+        (lambda text: text[: text.index("\n") + 1], "rounds.jsonl holds 1 of 5 rounds"),
+    ],
+)
+def test_a_finished_cell_without_its_records_is_said_to_be_damaged(
+    finished: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[str], str | None],
+    said: str,
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    rounds = folder / "cells" / "stc-seed0" / "rounds.jsonl"
+    left = damage(rounds.read_text())
+    rounds.unlink()
+    if left is not None:
+        rounds.write_text(left)
+    run_study(small_study(), folder)
+    (line,) = [r.getMessage() for r in caplog.records if "damaged" in r.getMessage()]
+    assert line == (f"{rounds.parent} is finished but damaged: {line.partition('damaged: ')[2]}")
+    assert said in line
+    assert line.endswith("; remove that folder and run again")
+    shutil.rmtree(rounds.parent)
+    run_study(small_study(), folder)
+    assert results_of(folder) == results_of(finished)
+
+
+def test_proxy_data_may_be_another_data_set(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    for split in ("train", "test"):
+        columns = {"image": [Image.fromarray(x) for x in pixels], "label": [0, 1] * 10}
+        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+        (tmp_path / "noise").mkdir(exist_ok=True)
+        table.to_parquet(tmp_path / "noise" / f"{split}.parquet")
+    run = tmp_path / "run"
+    chosen = {"rounds": 1, "strategies": STRATEGIES[3:]}
+    proxy = {"data": str(tmp_path / "noise"), "samples": 12}
+    run_study(small_study(proxy=proxy, **chosen), run)
+    rows = read_rows(run / "cells" / "distilled-seed0" / "rounds.jsonl")
+    assert rows[-1]["clients_aggregated"] == 3
+    assert (run / "cells" / "distilled-seed0" / "student.safetensors").is_file()
+    nowhere = {"data": str(tmp_path / "no"), "samples": 12}
+    with pytest.raises(ConfigError, match="there is no folder"):
+        run_study(small_study(proxy=nowhere, **chosen), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
