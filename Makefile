@@ -5,7 +5,7 @@ VENV ?= .venv
 # Passed on to pip. PyTorch publishes its CPU-only Linux builds on an index of its own
 # (https://pytorch.org/get-started): PIP_OPTIONS="--extra-index-url URL" spares the CUDA packages.
 PIP_OPTIONS ?=
-PYTEST_OPTIONS ?= -n 2
+PYTEST_OPTIONS ?= -n 2 --dist loadgroup
 OUT ?= runs/quickstart
 RUN_OPTIONS ?=
 

@@ -63,3 +63,10 @@ def _cache_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what starts a Ray or a Flower of its own one after another, also under ``-n``."""
+    for item in items:
+        if item.get_closest_marker("ray") or item.get_closest_marker("flower"):
+            item.add_marker(pytest.mark.xdist_group("engines"))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 MAX_CRASHES = 3  # of workers, under one client's call
 QUEUED_CLIENTS = 1  # a worker with no more than these left gets its next chunk
 
