@@ -4,7 +4,6 @@ import logging
 import time
 from typing import cast
 
-import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.compressor import Compressor, State
-from fedcompress.errors import FedcompressError, NotFiniteError
+from fedcompress.errors import FedcompressError
 from fedcompress.flower_adapter import with_content
 from fedcompress.randomness import rng_for
 from fedcompress.reference import restore_reference
@@ -106,7 +105,7 @@ def _train(
     started = time.perf_counter()
     reply_key, trained = protocol.single_array_record(reply.content, "reply")
     update = protocol.difference(protocol.record_to_tensors(trained), before)
-    _check_finite(update)
+    protocol.check_finite(update)
     compressor = parse(str(settings[protocol.UPLINK_KEY]))
     rng = rng_for(
         int(cast(int, settings[protocol.SEED_KEY])),
@@ -131,15 +130,6 @@ def _train(
 def _client_key(context: Context) -> int | str:
     partition = context.node_config.get("partition-id", context.node_id)
     return partition if isinstance(partition, int | str) else str(partition)
-
-
-def _check_finite(update: dict[str, Tensor]) -> None:
-    for name, x in update.items():
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise NotFiniteError(
-                f"update of {name!r} holds NaN or infinity: training has diverged; "
-                "lower the learning rate or clip gradients"
-            )
 
 
 def _load_state(context: Context, compressor: Compressor, update: dict[str, Tensor]) -> State:

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.compressor import Compressor, Part
-from fedcompress.errors import NotFiniteError, PayloadError
+from fedcompress.errors import PayloadError
 from fedcompress.traffic import ClientTraffic
 from fedcompress.wire import payload_checksum
 
@@ -99,7 +98,7 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
     parts, by_stream = compressor.read(payloads[0], expected.reference)
     for name, part in parts.items():
         if not part.is_finite():
-            raise _not_finite(name)
+            raise protocol.not_finite(name)
     seconds = own.get(protocol.ENCODE_SECONDS_KEY)
     said = isinstance(seconds, float) and math.isfinite(seconds) and seconds >= 0
     traffic = ClientTraffic(
@@ -118,9 +117,7 @@ def _read_dense(
 ) -> Answer:
     arrays = protocol.record_to_tensors(record)
     protocol.check_same_layout(arrays, reference)
-    for name, x in arrays.items():
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise _not_finite(name)
+    protocol.check_finite(arrays)
     size = protocol.data_bytes(reply.content)
     traffic = ClientTraffic(
         node_id=reply.metadata.src_node_id,
@@ -129,13 +126,6 @@ def _read_dense(
         uplink_bytes_by_stream={"dense": size},
     )
     return Answer(reply, {}, weight, traffic)
-
-
-def _not_finite(name: str) -> NotFiniteError:
-    return NotFiniteError(
-        f"update of {name!r} holds NaN or infinity: training has diverged; "
-        "lower the learning rate or clip gradients"
-    )
 
 
 def in_order(replies: Iterable[Message], sent: Mapping[int, object]) -> list[Message]:

@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedcompress.errors import LayoutError, PayloadError
+from fedcompress.errors import LayoutError, NotFiniteError, PayloadError
 
 STYPE = "fedcompress.v1"
 RECORD = "fedcompress"  # key of our own records in replies and in Context.state
@@ -88,6 +88,21 @@ def advance(before: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> dict[
         name: x + update[name] if x.is_floating_point() else update[name]
         for name, x in before.items()
     }
+
+
+def not_finite(name: str) -> NotFiniteError:
+    """Make the error for an update whose training went astray."""
+    return NotFiniteError(
+        f"update of {name!r} holds NaN or infinity: training has diverged; "
+        "lower the learning rate or clip gradients"
+    )
+
+
+def check_finite(arrays: Mapping[str, Tensor]) -> None:
+    """Raise `NotFiniteError` where a floating-point array holds NaN or infinity."""
+    for name, x in arrays.items():
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise not_finite(name)
 
 
 def check_same_layout(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:

@@ -61,6 +61,17 @@ def read_varint(data: memoryview, position: int) -> tuple[int, int]:
     raise PayloadError("payload: a length has more than 63 bits; the bytes are damaged")
 
 
+def write_signed(value: int) -> bytes:
+    """Write an integer of either sign as a varint: 0, −1, 1, −2 and so on become 0, 1, 2, 3."""
+    return write_varint(2 * value if value >= 0 else -2 * value - 1)
+
+
+def read_signed(data: memoryview, position: int) -> tuple[int, int]:
+    """Read what `write_signed` wrote at ``position``; return it and the position behind it."""
+    folded, position = read_varint(data, position)
+    return (folded >> 1 if folded % 2 == 0 else -((folded + 1) >> 1)), position
+
+
 def fingerprint_spec(spec: str) -> int:
     """Fingerprint a canonical spec."""
     return zlib.crc32(spec.encode())

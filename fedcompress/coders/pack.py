@@ -11,7 +11,7 @@ from fedcompress.coders.bits import pack_bits, packed_size, unpack_bits, width_o
 from fedcompress.coders.raw import checked_index_set, decode_plain, encode_plain
 from fedcompress.errors import PayloadError
 from fedcompress.streams import Form, IndexForm, IndexSet, Stream, SymbolForm, Symbols
-from fedcompress.wire import read_varint, write_varint
+from fedcompress.wire import read_signed, read_varint, write_signed, write_varint
 
 _BITMAP, _LIST = 0, 1
 
@@ -31,8 +31,7 @@ class Pack(Coder):
                     return b""
                 low = int(flat.min())
                 width = width_of(int(flat.max()) - low)
-                zigzag = 2 * low if low >= 0 else -2 * low - 1
-                return write_varint(zigzag) + bytes((width,)) + pack_bits(flat - low, width)
+                return write_signed(low) + bytes((width,)) + pack_bits(flat - low, width)
             case IndexSet(indices, n):
                 return _pack_positions(indices.cpu().numpy(), n)
             case _:
@@ -55,8 +54,7 @@ def _unpack_symbols(data: memoryview, shape: tuple[int, ...]) -> np.ndarray:
         if len(data):
             raise PayloadError("payload: bytes where no symbol is expected; they are damaged")
         return np.zeros(shape, np.int32)
-    zigzag, position = read_varint(data, 0)
-    low = zigzag >> 1 if zigzag % 2 == 0 else -((zigzag + 1) >> 1)
+    low, position = read_signed(data, 0)
     width = data[position] if position < len(data) else 255
     if width > 32 or abs(low) > 1 << 31:
         raise PayloadError("payload: packed symbols wider than 32 bits; the bytes are damaged")

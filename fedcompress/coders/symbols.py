@@ -10,7 +10,7 @@ import numpy as np
 
 from fedcompress.coders.bits import pack_bits, packed_size, unpack_bits, width_of
 from fedcompress.errors import PayloadError
-from fedcompress.wire import read_varint, write_varint
+from fedcompress.wire import read_signed, read_varint, write_signed, write_varint
 
 _CONSTANT, _PACKED, _MODELLED = 0, 1, 2
 _LEVEL_BITS = 6
@@ -30,14 +30,14 @@ def encode_integers(values: np.ndarray) -> bytes:
         return b""
     low, high = int(flat.min()), int(flat.max())
     if low == high:
-        return bytes((_CONSTANT,)) + write_varint(_zigzag(low))
+        return bytes((_CONSTANT,)) + write_signed(low)
     packed_bytes = packed_size(flat.size, width_of(high - low))
     modelled = _encode_modelled(flat, low, high, packed_bytes)
     if modelled is not None:
         return bytes((_MODELLED,)) + modelled
     return (
         bytes((_PACKED,))
-        + write_varint(_zigzag(low))
+        + write_signed(low)
         + bytes((width_of(high - low),))
         + pack_bits(flat - low, width_of(high - low))
     )
@@ -54,8 +54,7 @@ def decode_integers(data: memoryview, count: int) -> np.ndarray:
     method, position = data[0], 1
     if method == _MODELLED:
         return _decode_modelled(data, position, count)
-    zigzag, position = read_varint(data, position)
-    low = _unzigzag(zigzag)
+    low, position = read_signed(data, position)
     if method == _CONSTANT and position == len(data):
         return np.full(count, low, np.int64)
     if method == _PACKED and position < len(data) and data[position] <= 62:
@@ -80,14 +79,14 @@ def _encode_modelled(flat: np.ndarray, low: int, high: int, limit: int) -> bytes
     escape_low = int(escapes.min()) if escapes.size else 0
     escape_width = width_of(int(escapes.max()) - escape_low) if escapes.size else 0
     head = [
-        write_varint(_zigzag(first)),
+        write_signed(first),
         write_varint(size),
         write_varint(escapes.size),
         pack_bits(levels, _LEVEL_BITS),
     ]
     if escapes.size:
         head += [
-            write_varint(_zigzag(escape_low)),
+            write_signed(escape_low),
             bytes((escape_width,)),
             pack_bits(escapes - escape_low, escape_width),
         ]
@@ -95,10 +94,9 @@ def _encode_modelled(flat: np.ndarray, low: int, high: int, limit: int) -> bytes
 
 
 def _decode_modelled(data: memoryview, position: int, count: int) -> np.ndarray:
-    zigzag, position = read_varint(data, position)
+    first, position = read_signed(data, position)
     size, position = read_varint(data, position)
     escaped, position = read_varint(data, position)
-    first = _unzigzag(zigzag)
     if not 1 <= size <= _MAX_ALPHABET or escaped > count:
         raise PayloadError(
             f"payload: an alphabet of {size} with {escaped} escapes for {count} symbols; "
@@ -110,12 +108,12 @@ def _decode_modelled(data: memoryview, position: int, count: int) -> np.ndarray:
     position += table_bytes
     escapes = np.zeros(0, np.int64)
     if escaped:
-        zigzag, position = read_varint(data, position)
+        escape_low, position = read_signed(data, position)
         width = data[position] if position < len(data) else 63
         if width > 62:
             raise PayloadError("payload: escapes wider than 62 bits; the bytes are damaged")
         end = position + 1 + packed_size(escaped, width)
-        escapes = unpack_bits(data[position + 1 : end], escaped, width) + _unzigzag(zigzag)
+        escapes = unpack_bits(data[position + 1 : end], escaped, width) + escape_low
         position = end
     symbols = ans_decode(data[position:], _WEIGHTS[levels], count)
     out = symbols + first
@@ -188,11 +186,3 @@ def _model(weights: np.ndarray) -> tuple[object, np.ndarray]:
         constriction.stream.model.Categorical(shares / shares.sum(), perfect=False),
         present.astype(np.int64),
     )
-
-
-def _zigzag(value: int) -> int:
-    return value << 1 if value >= 0 else (-value << 1) - 1
-
-
-def _unzigzag(value: int) -> int:
-    return value >> 1 if value % 2 == 0 else -((value + 1) >> 1)
