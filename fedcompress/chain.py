@@ -15,7 +15,7 @@ from fedcompress.coders.exact import decode_exact, encode_exact
 from fedcompress.compressor import Compressor, Encoded, Part, State
 from fedcompress.errors import NotFiniteError, PayloadError, SpecError
 from fedcompress.stage import Stage
-from fedcompress.streams import FloatForm, Floats, Form, Layout, Stream, SymbolForm, Symbols
+from fedcompress.streams import FloatForm, Floats, Form, Layout, Stream, Symbols
 from fedcompress.wire import Section, SectionReader
 
 
@@ -66,6 +66,10 @@ class Chain(Compressor):
         """Encode every array."""
         sections: list[Section] = []
         decoded: dict[str, Tensor] = {}
+        arrays = self._working_arrays(update)
+        stages = self.stages
+        if stages:
+            stages = (stages[0].for_update(arrays), *stages[1:])
         for name, x in update.items():
             if x.numel() == 0:
                 decoded[name] = x
@@ -73,10 +77,10 @@ class Chain(Compressor):
                 sections.append(Section("lossless", encode_exact(x)))
                 decoded[name] = x
             else:
-                streams, steps, last = self._encode_array(name, x, rng)
+                streams, steps, last = _encode_array(stages, arrays[name], rng)
                 sections += [Section(s.kind, self.coder.encode(s)) for s in streams]
                 if want_decoded:
-                    decoded[name] = _Steps(self.stages, steps, last, Layout.of(x)).dense()
+                    decoded[name] = _Steps(stages, steps, last, Layout.of(x)).dense()
         return Encoded(sections, state, decoded if want_decoded else None)
 
     def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
@@ -93,27 +97,19 @@ class Chain(Compressor):
                 parts[name] = _Steps(self.stages, steps, last, layout)
         return parts
 
-    def _encode_array(
-        self, name: str, x: Tensor, rng: np.random.Generator
-    ) -> tuple[list[Stream], list["_Step"], Tensor]:
-        streams: list[Stream] = []
-        steps: list[_Step] = []
-        if self.stages:
-            x = x.to(_working_dtype(x.dtype))
-            if not bool(torch.isfinite(x.sum(dtype=torch.float64))) and not bool(
-                torch.isfinite(x).all()
-            ):
+    def _working_arrays(self, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give the arrays that stages are to code, in their working dtype, all of them finite."""
+        arrays: dict[str, Tensor] = {}
+        for name, x in update.items():
+            if x.numel() == 0 or not x.is_floating_point():
+                continue
+            arrays[name] = x.to(_working_dtype(x.dtype)) if self.stages else x
+            if self.stages and not _is_finite(arrays[name]):
                 raise NotFiniteError(
                     f"array {name!r}: holds NaN or infinity, which {self.stages[0].name} cannot "
                     "code; leave this client out, or lower its learning rate"
                 )
-        for stage in self.stages:
-            before = Layout.of(x)
-            x, side = stage.encode(x, rng)
-            streams += side
-            steps.append((side, before))
-        streams.append(Floats(x) if x.is_floating_point() else Symbols(x))
-        return streams, steps, x
+        return arrays
 
     def _read_array(self, reader: SectionReader, like: Layout) -> tuple[list["_Step"], Tensor]:
         layout = like
@@ -121,15 +117,13 @@ class Chain(Compressor):
             layout = Layout(like.shape, _working_dtype(like.dtype), like.device)
         steps: list[_Step] = []
         for stage in self.stages:
-            side = [self._read(reader, form, layout) for form in stage.side_forms(layout)]
+            side: list[Stream] = []
+            while (form := stage.next_form(layout, side)) is not None:
+                side.append(self._read(reader, form, layout))
             steps.append((side, layout))
             layout = stage.layout_after(layout, side)
-        form: Form
-        if layout.dtype.is_floating_point:
-            form = FloatForm(layout.shape, layout.dtype)
-        else:
-            form = SymbolForm(layout.shape)
-        last = self._read(reader, form, layout)
+        last_form = self.stages[-1].last_form(layout) if self.stages else _float_form(layout)
+        last = self._read(reader, last_form, layout)
         if not isinstance(last, Floats | Symbols):
             raise PayloadError(f"{self.coder.name}: gave a stream of {last.kind}")
         return steps, last.values
@@ -203,6 +197,29 @@ class _Steps(Part):
 
 
 _Step = tuple[Sequence[Stream], Layout]
+
+
+def _encode_array(
+    stages: Sequence[Stage], x: Tensor, rng: np.random.Generator
+) -> tuple[list[Stream], list[_Step], Tensor]:
+    streams: list[Stream] = []
+    steps: list[_Step] = []
+    for stage in stages:
+        before = Layout.of(x)
+        x, side = stage.encode(x, rng)
+        streams += side
+        steps.append((side, before))
+    streams.append(stages[-1].last_stream(x) if stages else Floats(x))
+    return streams, steps, x
+
+
+def _float_form(layout: Layout) -> FloatForm:
+    return FloatForm(layout.shape, layout.dtype)
+
+
+def _is_finite(x: Tensor) -> bool:
+    # A finite sum needs no second look; a sum may also overflow though every entry is finite.
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def chain(*parts: Stage | Coder) -> Chain:

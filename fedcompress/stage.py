@@ -1,6 +1,7 @@
 """The abstract stage: one reversible step from an array to a smaller or simpler one."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -8,7 +9,17 @@ import torch
 from torch import Tensor
 
 from fedcompress.spec_text import call_text
-from fedcompress.streams import Forms, Layout, Streams
+from fedcompress.streams import (
+    FloatForm,
+    Floats,
+    Form,
+    Forms,
+    Layout,
+    Stream,
+    Streams,
+    SymbolForm,
+    Symbols,
+)
 
 Numbers = Literal["floats", "narrow floats", "symbols"]
 
@@ -56,10 +67,44 @@ class Stage(ABC):
     def decode(self, x: Tensor, side: Streams, like: Layout) -> Tensor:
         """Undo `encode`: an array of the shape and dtype of ``like``."""
 
+    def for_update(self, update: Mapping[str, Tensor]) -> "Stage":
+        """Give the stage that encodes the arrays of this update.
+
+        A stage that stands first in its chain sees the whole update before its arrays, so that
+        it can choose a setting across them, such as one step or one threshold for all. The
+        stage it gives must decode as itself does: what it chose travels in side streams.
+
+        Parameters
+        ----------
+        update : Mapping[str, Tensor]
+            The floating-point arrays of the update, finite, by name; do not change them.
+        """
+        del update
+        return self
+
     def side_forms(self, like: Layout) -> Forms:
         """Name the side streams of an input of layout ``like``, in order."""
         del like
         return ()
+
+    def next_form(self, like: Layout, read: Streams) -> Form | None:
+        """Name the side stream that follows those already read; None behind the last.
+
+        A stage whose later side streams depend on what the earlier ones say defines this
+        instead of `side_forms`; it checks what it has read, and raises `PayloadError`.
+        """
+        forms = self.side_forms(like)
+        return forms[len(read)] if len(read) < len(forms) else None
+
+    def last_stream(self, x: Tensor) -> Stream:
+        """Give the stream of the array that `encode` returned, where the chain ends here."""
+        return Floats(x) if x.is_floating_point() else Symbols(x)
+
+    def last_form(self, layout: Layout) -> Form:
+        """Name the form of `last_stream` for an array of this layout."""
+        if layout.dtype.is_floating_point:
+            return FloatForm(layout.shape, layout.dtype)
+        return SymbolForm(layout.shape)
 
     def layout_after(self, like: Layout, side: Streams) -> Layout:
         """Give the layout of the array that `encode` returned for an input like ``like``."""

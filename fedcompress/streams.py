@@ -44,19 +44,30 @@ class Stream(ABC):
 
 @dataclass(frozen=True, eq=False)
 class IndexSet(Stream):
-    """A set of ``len(indices)`` distinct positions out of ``n``, ascending (int64)."""
+    """A set of ``len(indices)`` distinct positions out of ``n``, ascending (int64).
+
+    ``shape`` is that of the array whose flat positions these are, () where that is not known:
+    rows and columns differ in how often they are kept, which a coder may use.
+    """
 
     kind: ClassVar[str] = "index"
     indices: Tensor
     n: int
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Symbols(Stream):
-    """Integers of a small alphabet (int32), in the shape of the array they stand for."""
+    """Integers of a small alphabet (any signed integer dtype), shaped as what they stand for.
+
+    ``dependent`` says that they are levels of a trellis: in each row (the first dimension by
+    the rest), which of two quantizers a level belongs to follows from the parities of the
+    levels before it, so a coder may count the two apart (see `fedcompress.kernels.trellis`).
+    """
 
     kind: ClassVar[str] = "symbols"
     values: Tensor
+    dependent: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +105,11 @@ class Form(ABC):
 
 @dataclass(frozen=True)
 class IndexForm(Form):
-    """At most ``n`` positions out of ``n``."""
+    """At most ``n`` positions out of ``n``, in an array of ``shape`` if that is known."""
 
     kind: ClassVar[str] = "index"
     n: int
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,7 @@ class SymbolForm(Form):
 
     kind: ClassVar[str] = "symbols"
     shape: tuple[int, ...]
+    dependent: bool = False
 
 
 @dataclass(frozen=True)

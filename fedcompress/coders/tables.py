@@ -1,0 +1,119 @@
+"""Tables of frequencies as side information, and which context uses which."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedcompress.coders.adaptive import AdaptiveDecoder, AdaptiveEncoder
+from fedcompress.errors import PayloadError
+
+MOST_TABLES = 32
+BITS_A_SYMBOL, BITS_A_TABLE = 2.5, 10.0  # about what a table costs, for choosing how many
+_SAME, _NEW, _OTHER = 0, 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Levels (int64, (tables, alphabet)) and the table of each context (int64, −1 for none)."""
+
+    levels: np.ndarray
+    of_context: np.ndarray
+
+    @property
+    def bits_a_symbol(self) -> float:
+        return BITS_A_SYMBOL
+
+
+def fit(counts: np.ndarray, groups: int) -> tuple[Tables, float]:
+    """Choose tables for a histogram (contexts, alphabet), and estimate the bits of it all."""
+    from fedcompress.kernels import tables as kernels
+
+    joined = counts.astype(np.float64)
+    owner = np.empty(len(joined), np.int64)
+    bits = kernels.join(joined, groups, MOST_TABLES, BITS_A_SYMBOL, BITS_A_TABLE, owner)
+    owners, first = np.unique(owner[owner >= 0], return_index=True)
+    owners = owners[np.argsort(first)]  # numbered as they first appear
+    number = np.full(len(joined) + 1, -1, np.int64)
+    number[owners] = np.arange(owners.size)
+    levels = np.empty((owners.size, joined.shape[1]), np.int64)
+    kernels.levels_of(joined[owners], levels)
+    return Tables(levels, number[owner]), float(bits)
+
+
+def put_tables(out: AdaptiveEncoder, tables: Tables, half: int, groups: int, context: int) -> None:
+    """Add tables to side information; takes the contexts from ``context`` to + 6."""
+    known = 0
+    last = [-1] * groups
+    said: list[int] = []
+    for i, table in enumerate(tables.of_context.tolist()):
+        if table < 0:
+            said.append(_SAME)
+        elif table == known:
+            said.append(_NEW)
+            known += 1
+        elif table == last[i % groups]:
+            said.append(_SAME)
+        else:
+            said.append(_OTHER + table)
+        if table >= 0:
+            last[i % groups] = table
+    out.put(said, context)
+    for levels in tables.levels:
+        values, contexts = _spell(levels, half)
+        out.put(values, context + 1 + contexts)
+
+
+def take_tables(
+    data: AdaptiveDecoder, contexts: int, half: int, groups: int, context: int
+) -> Tables:
+    """Read tables back; a context that says nothing new uses its group's last table."""
+    of_context = np.full(contexts, -1, np.int64)
+    last = [-1] * groups
+    known = 0
+    for i, said in enumerate(data.take(contexts, context).tolist()):
+        if said == _NEW:
+            last[i % groups] = known
+            known += 1
+        elif said >= _OTHER:
+            last[i % groups] = said - _OTHER
+        if said < 0 or last[i % groups] >= known or known > MOST_TABLES:
+            raise PayloadError("payload: a table of symbols that does not exist; it is damaged")
+        of_context[i] = last[i % groups]
+    levels = np.stack([_read(data, half, context) for _ in range(known)]) if known else None
+    if levels is None:
+        raise PayloadError("payload: symbols without a table; the bytes are damaged")
+    return Tables(levels, of_context)
+
+
+def _spell(levels: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
+    """Write a table's levels as differences from what the symbols nearer zero suggest."""
+    from fedcompress.kernels.tables import spell
+
+    used = np.flatnonzero(levels[: 2 * half + 1] != spell_absent())
+    reach = int(np.abs(used - half).max(initial=0))
+    values = np.empty(2 * reach + 4, np.int64)
+    contexts = np.empty(2 * reach + 4, np.int64)
+    spell(levels, half, reach, values, contexts)
+    return values, contexts
+
+
+def _read(data: AdaptiveDecoder, half: int, context: int) -> np.ndarray:
+    from fedcompress.kernels import tables as kernels
+
+    reach = data.take_one(context + 1)
+    if not 0 <= reach <= half:
+        raise PayloadError("payload: a table wider than its alphabet; the bytes are damaged")
+    contexts = np.empty(2 * reach + 3, np.int64)
+    kernels.spelled_contexts(contexts)
+    values = data.take(2 * reach + 3, context + 1 + contexts)
+    levels = np.full(2 * half + 3, kernels.ABSENT, np.int64)
+    if not kernels.read_spelled(values, half, reach, levels):
+        raise PayloadError("payload: a frequency out of range; the bytes are damaged")
+    return levels
+
+
+def spell_absent() -> int:
+    """Give the level of a symbol that a table does not hold."""
+    from fedcompress.kernels.tables import ABSENT
+
+    return ABSENT

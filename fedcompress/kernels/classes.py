@@ -1,0 +1,181 @@
+"""Which table every symbol of a matrix belongs to.
+
+A symbol's class is its row's level plus its column's, in half octaves of mean magnitude; it is
+known before the symbol is. Symbols may also have a prediction: what is coded then is the distance
+from its nearest integer, turned so that the rest of the prediction is positive, in a group by how
+large that rest is beside the class's magnitude. Levels of a trellis have two groups, one for each
+quantizer.
+"""
+
+import numpy as np
+
+from fedcompress.kernels.jit import kernel
+
+FIRST, LAST = -20, 14  # levels beyond these join the outermost class
+CLASSES = LAST - FIRST + 2  # the first class is of rows and columns of zeros
+EMPTY = -1000  # level of a row or column of zeros
+REST_UNIT = 126  # a rest of half a step is stored as 63
+
+
+@kernel
+def sums(values, by_row, by_column):  # type: ignore[no-untyped-def]
+    """Add the magnitudes by row and by column (int64, from zero); returns the largest."""
+    rows, columns = values.shape
+    largest = np.int64(0)
+    part = np.zeros(columns, np.int32)
+    for row in range(rows):
+        total = np.int64(0)
+        top = np.int64(0)
+        for column in range(columns):
+            magnitude = abs(np.int32(values[row, column]))
+            part[column] += magnitude
+            total += magnitude
+            top = max(top, magnitude)
+        by_row[row] += total
+        largest = max(largest, top)
+        if row % 16 == 15 or row == rows - 1:
+            for column in range(columns):
+                by_column[column] += part[column]
+                part[column] = 0
+    return largest
+
+
+@kernel
+def residual(values, predicted, out, rest):  # type: ignore[no-untyped-def]
+    """Split a prediction (float32) into its nearest integer, taken off, and the rest (int8)."""
+    rows, columns = values.shape
+    for row in range(rows):
+        for column in range(columns):
+            near = np.rint(predicted[row, column])
+            out[row, column] = np.int32(values[row, column]) - np.int32(near)
+            rest[row, column] = np.int8(
+                np.rint((predicted[row, column] - near) * np.float32(REST_UNIT))
+            )
+
+
+@kernel
+def classes(row_levels, column_levels, out):  # type: ignore[no-untyped-def]
+    """Give the class of every entry (uint8)."""
+    for row in range(out.shape[0]):
+        level = row_levels[row] + np.int16(1 - FIRST)
+        for column in range(out.shape[1]):
+            k = level + column_levels[column]
+            k = max(min(k, np.int16(CLASSES - 1)), np.int16(1)) if k > -500 else np.int16(0)
+            out[row, column] = np.uint8(k)
+
+
+@kernel
+def groups_of_rest(rest, limits, tables, classes_of):  # type: ignore[no-untyped-def]
+    """Replace classes by contexts: 4 × class + group of the rest (in place)."""
+    rows, columns = rest.shape
+    for row in range(rows):
+        for column in range(columns):
+            k = classes_of[row, column]
+            size = np.uint8(abs(rest[row, column]))
+            group = (
+                np.uint8(size > limits[k, 0])
+                + np.uint8(size > limits[k, 1])
+                + np.uint8(size > limits[k, 2])
+            )
+            classes_of[row, column] = tables[4 * k + group]
+
+
+@kernel
+def groups_of_state(values, transitions, contexts):  # type: ignore[no-untyped-def]
+    """Replace classes by contexts, 2 × class + quantizer, as the trellis runs through a row.
+
+    ``transitions`` has a row for each state: the next state after an even and an odd level, and
+    the quantizer. Four rows run in step, since within a row each state waits for the last.
+    """
+    rows, columns = values.shape
+    grouped = rows // 4 * 4
+    for row in range(0, grouped, 4):
+        s0, s1, s2, s3 = 0, 0, 0, 0
+        for column in range(columns):
+            contexts[row, column] = 2 * contexts[row, column] + transitions[s0, 2]
+            contexts[row + 1, column] = 2 * contexts[row + 1, column] + transitions[s1, 2]
+            contexts[row + 2, column] = 2 * contexts[row + 2, column] + transitions[s2, 2]
+            contexts[row + 3, column] = 2 * contexts[row + 3, column] + transitions[s3, 2]
+            s0 = transitions[s0, values[row, column] & 1]
+            s1 = transitions[s1, values[row + 1, column] & 1]
+            s2 = transitions[s2, values[row + 2, column] & 1]
+            s3 = transitions[s3, values[row + 3, column] & 1]
+    for row in range(grouped, rows):
+        s0 = 0
+        for column in range(columns):
+            contexts[row, column] = 2 * contexts[row, column] + transitions[s0, 2]
+            s0 = transitions[s0, values[row, column] & 1]
+
+
+@kernel
+def symbols_of(values, rest, half, symbols):  # type: ignore[no-untyped-def]
+    """Number the symbols: 0 … 2·half for −half … half, then what is beyond, even and odd.
+
+    ``rest`` of shape (0, 0) stands for no prediction.
+    """
+    rows, columns = values.shape
+    beyond = 0
+    turned = rest.size > 0
+    for row in range(rows):
+        outside = np.int32(0)
+        for column in range(columns):
+            value = np.int32(values[row, column])
+            if turned:
+                value = -value if rest[row, column] < 0 else value
+            inside = abs(value) <= half
+            outside += np.int32(not inside)
+            symbols[row, column] = np.uint8(
+                value + half if inside else 2 * half + 1 + (value & 1)
+            )
+        beyond += outside
+    return beyond
+
+
+@kernel
+def count(contexts, symbols, counts):  # type: ignore[no-untyped-def]
+    """Add to the histogram (uint32, (2, contexts, alphabet)) of symbols by context.
+
+    Two copies, since a count that was just written is slow to read.
+    """
+    rows, columns = symbols.shape
+    for row in range(rows):
+        for column in range(0, columns - 1, 2):
+            counts[0, contexts[row, column], symbols[row, column]] += np.uint32(1)
+            counts[1, contexts[row, column + 1], symbols[row, column + 1]] += np.uint32(1)
+        if columns % 2:
+            counts[0, contexts[row, columns - 1], symbols[row, columns - 1]] += np.uint32(1)
+
+
+@kernel
+def values_of(symbols, rest, half, out):  # type: ignore[no-untyped-def]
+    """Undo `symbols_of`, in place of what is beyond ``half`` putting half + 1 or + 2."""
+    rows, columns = symbols.shape
+    turned = rest.size > 0
+    for row in range(rows):
+        for column in range(columns):
+            value = np.int32(symbols[row, column]) - half
+            if turned:
+                value = -value if rest[row, column] < 0 else value
+            out[row, column] = value
+
+
+@kernel
+def find_beyond(symbols, half, found):  # type: ignore[no-untyped-def]
+    """List the positions (row by row) of symbols beyond ``half``; returns how many there are."""
+    n = 0
+    flat = symbols.reshape(-1)
+    for i in range(flat.size):
+        if flat[i] > 2 * half:
+            if n < found.size:
+                found[n] = i
+            n += 1
+    return n
+
+
+@kernel
+def add_nearest(values, predicted):  # type: ignore[no-untyped-def]
+    """Add the nearest integers of a prediction (float32) in place."""
+    rows, columns = values.shape
+    for row in range(rows):
+        for column in range(columns):
+            values[row, column] += np.int32(np.rint(predicted[row, column]))

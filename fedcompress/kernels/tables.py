@@ -1,0 +1,236 @@
+"""Tables of frequencies: joined where they are alike, rounded, laid out for decoding."""
+
+import numpy as np
+
+from fedcompress.kernels.jit import kernel
+from fedcompress.kernels.rans import PRECISION, TOTAL
+
+ABSENT = 63  # level of a symbol that a table does not hold
+# Level l stands for the weight 2**(-l / 4), in integers: a payload must not hang on how a machine
+# rounds powers of two.
+_QUARTERS = np.array([1 << 24, 14107901, 11863283, 9975793], np.int64)
+WEIGHTS = np.array([int(_QUARTERS[l % 4]) >> (l // 4) for l in range(ABSENT)] + [0], np.int64)
+
+
+@kernel
+def _cost(counts, bits_a_symbol, bits_a_table):  # type: ignore[no-untyped-def]
+    total = 0.0
+    bits = 0.0
+    for s in range(counts.size):
+        if counts[s] > 0:
+            total += counts[s]
+            bits += bits_a_symbol - counts[s] * np.log2(counts[s])
+    return bits_a_table + bits + total * np.log2(total) if total > 0 else 0.0
+
+
+@kernel
+def _gain(counts, costs, a, b, bits_a_symbol, bits_a_table):  # type: ignore[no-untyped-def]
+    return costs[a] + costs[b] - _cost(counts[a] + counts[b], bits_a_symbol, bits_a_table)
+
+
+@kernel
+def _merge(counts, costs, owner, a, b, bits_a_symbol, bits_a_table):  # type: ignore[no-untyped-def]
+    counts[a] += counts[b]
+    costs[a] = _cost(counts[a], bits_a_symbol, bits_a_table)
+    for i in range(owner.size):
+        if owner[i] == b:
+            owner[i] = a
+
+
+@kernel
+def join(counts, groups, most, bits_a_symbol, bits_a_table, owner):  # type: ignore[no-untyped-def]
+    """Join histograms while that costs less than the tables saved, and down to ``most``.
+
+    First neighbouring classes of a group, then any two that are left.
+
+    Parameters
+    ----------
+    counts : ndarray
+        float64, shape (classes × groups, alphabet); changed in place.
+    owner : ndarray
+        int64, shape (contexts,): filled with the context whose row now holds the sum, −1
+        where a context has no symbols.
+
+    Returns
+    -------
+    float
+        Bits of all symbols and tables.
+    """
+    contexts = counts.shape[0]
+    costs = np.zeros(contexts)
+    for i in range(contexts):
+        costs[i] = _cost(counts[i], bits_a_symbol, bits_a_table)
+        owner[i] = i if costs[i] > 0 else -1
+    live = np.empty(contexts, np.int64)
+    left = 0
+    for group in range(groups):
+        first = left
+        for i in range(group, contexts, groups):
+            if owner[i] == i:
+                live[left] = i
+                left += 1
+        gains = np.empty(max(left - first, 1))
+        for n in range(first, left - 1):
+            gains[n - first] = _gain(counts, costs, live[n], live[n + 1], bits_a_symbol, bits_a_table)
+        while left - first > 1:
+            best = first
+            for n in range(first, left - 1):
+                if gains[n - first] > gains[best - first]:
+                    best = n
+            if gains[best - first] <= 0:
+                break
+            _merge(counts, costs, owner, live[best], live[best + 1], bits_a_symbol, bits_a_table)
+            for n in range(best + 1, left - 1):
+                live[n] = live[n + 1]
+                gains[n - first] = gains[n + 1 - first] if n + 1 < left - 1 else 0.0
+            left -= 1
+            for n in (best - 1, best):
+                if first <= n < left - 1:
+                    gains[n - first] = _gain(
+                        counts, costs, live[n], live[n + 1], bits_a_symbol, bits_a_table
+                    )
+    any_two = np.full((left, left), -np.inf)
+    for a in range(left):
+        for b in range(a + 1, left):
+            any_two[a, b] = _gain(counts, costs, live[a], live[b], bits_a_symbol, bits_a_table)
+    gone = np.zeros(left, np.bool_)
+    remaining = left
+    while remaining > 1:
+        best, a, b = -np.inf, 0, 0
+        for i in range(left):
+            if not gone[i]:
+                for j in range(i + 1, left):
+                    if not gone[j] and any_two[i, j] > best:
+                        best, a, b = any_two[i, j], i, j
+        if best <= 0 and remaining <= most:
+            break
+        _merge(counts, costs, owner, live[a], live[b], bits_a_symbol, bits_a_table)
+        gone[b] = True
+        remaining -= 1
+        for j in range(left):
+            if not gone[j] and j != a:
+                any_two[min(a, j), max(a, j)] = _gain(
+                    counts, costs, live[a], live[j], bits_a_symbol, bits_a_table
+                )
+    total = 0.0
+    for i in range(left):
+        if not gone[i]:
+            total += costs[live[i]]
+    return total
+
+
+@kernel
+def levels_of(counts, levels):  # type: ignore[no-untyped-def]
+    """Round each histogram (tables, alphabet) to levels: quarter octaves below its largest."""
+    for t in range(counts.shape[0]):
+        top = counts[t].max()
+        for s in range(counts.shape[1]):
+            if counts[t, s] > 0:
+                levels[t, s] = min(np.int64(np.rint(4 * np.log2(top / counts[t, s]))), ABSENT - 1)
+            else:
+                levels[t, s] = ABSENT
+
+
+@kernel
+def frequencies_of(levels, frequencies, starts):  # type: ignore[no-untyped-def]
+    """Spread TOTAL over the symbols of each table (uint32); False where it is too small."""
+    for t in range(levels.shape[0]):
+        weight = np.int64(0)
+        present = np.int64(0)
+        for s in range(levels.shape[1]):
+            weight += WEIGHTS[levels[t, s]]
+            present += levels[t, s] != ABSENT
+        if present == 0 or present > TOTAL // 2:
+            return False
+        left = np.int64(TOTAL)
+        first = -1
+        for s in range(levels.shape[1]):
+            share = np.int64(0)
+            if levels[t, s] != ABSENT:
+                share = 1 + WEIGHTS[levels[t, s]] * (TOTAL - present) // weight
+                if first < 0 or levels[t, s] < levels[t, first]:
+                    first = s
+            frequencies[t, s] = share
+            left -= share
+        frequencies[t, first] += left
+        start = np.uint32(0)
+        for s in range(levels.shape[1]):
+            starts[t, s] = start
+            start += frequencies[t, s]
+    return True
+
+
+@kernel
+def slots_of(frequencies, slots):  # type: ignore[no-untyped-def]
+    """Lay tables out by slot: symbol, frequency − 1, place within the symbol's slots."""
+    for t in range(frequencies.shape[0]):
+        slot = 0
+        for s in range(frequencies.shape[1]):
+            f = frequencies[t, s]
+            if f == 0:
+                continue
+            head = (np.uint32(s) << np.uint32(24)) | (np.uint32(f - 1) << np.uint32(PRECISION))
+            for i in range(f):
+                slots[t, slot] = head | np.uint32(i)
+                slot += 1
+
+
+@kernel
+def _suggested(levels, half, s):  # type: ignore[no-untyped-def]
+    """Guess the level of ±s, s counted 1 for −1, 2 for +1, 3 for −2 … from those before it."""
+    size = (s + 1) // 2
+    if s % 2 == 1:
+        if size == 1:
+            return min(levels[half] + 4, ABSENT)
+        one = levels[half - size + 1]
+        two = levels[half - size + 2]
+        return max(min(2 * one - two, ABSENT), 0)
+    near = levels[half - size]
+    if size == 1 or near == ABSENT:
+        return near
+    return max(min(near + levels[half + size - 1] - levels[half - size + 1], ABSENT), 0)
+
+
+@kernel
+def spelled_contexts(contexts):  # type: ignore[no-untyped-def]
+    """Give the contexts of a table's spelling behind its reach: zero, −, +, −, + …, beyond."""
+    n = contexts.size
+    for i in range(n):
+        contexts[i] = 1 if i == 0 else (5 if i >= n - 2 else 3 + (i % 2 == 0))
+    if n > 3:
+        contexts[1] = 2
+
+
+@kernel
+def spell(levels, half, reach, values, contexts):  # type: ignore[no-untyped-def]
+    """Spell a table: its reach, then each level less what the ones before suggest."""
+    values[0] = reach
+    contexts[0] = 0
+    spelled_contexts(contexts[1:])
+    values[1] = levels[half]
+    for s in range(1, 2 * reach + 1):
+        size = (s + 1) // 2
+        level = levels[half - size] if s % 2 == 1 else levels[half + size]
+        values[1 + s] = level - _suggested(levels, half, s)
+    values[2 * reach + 2] = levels[2 * half + 1] - ABSENT
+    values[2 * reach + 3] = levels[2 * half + 2] - ABSENT
+
+
+@kernel
+def read_spelled(values, half, reach, levels):  # type: ignore[no-untyped-def]
+    """Undo `spell`, the reach already read; False where a level is out of range."""
+    levels[half] = values[0]
+    if not 0 <= levels[half] <= ABSENT:
+        return False
+    for s in range(1, 2 * reach + 1):
+        size = (s + 1) // 2
+        level = values[s] + _suggested(levels, half, s)
+        if not 0 <= level <= ABSENT:
+            return False
+        levels[half - size if s % 2 == 1 else half + size] = level
+    for i in range(2):
+        level = values[2 * reach + 1 + i] + ABSENT
+        if not 0 <= level <= ABSENT:
+            return False
+        levels[2 * half + 1 + i] = level
+    return True
