@@ -66,7 +66,7 @@ class Chain(Compressor):
         """Encode every array."""
         sections: list[Section] = []
         decoded: dict[str, Tensor] = {}
-        arrays = self._working_arrays(update)
+        arrays = self.working_arrays(update)
         stages = self.stages
         if stages:
             stages = (stages[0].for_update(arrays), *stages[1:])
@@ -77,10 +77,10 @@ class Chain(Compressor):
                 sections.append(Section("lossless", encode_exact(x)))
                 decoded[name] = x
             else:
-                streams, steps, last = _encode_array(stages, arrays[name], rng)
+                streams, steps, last = encode_array(stages, arrays[name], rng)
                 sections += [Section(s.kind, self.coder.encode(s)) for s in streams]
                 if want_decoded:
-                    decoded[name] = _Steps(stages, steps, last, Layout.of(x)).dense()
+                    decoded[name] = Steps(stages, steps, last, Layout.of(x)).dense()
         return Encoded(sections, state, decoded if want_decoded else None)
 
     def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
@@ -94,10 +94,10 @@ class Chain(Compressor):
                 parts[name] = _Exact(decode_exact(reader.take("lossless"), layout))
             else:
                 steps, last = self._read_array(reader, layout)
-                parts[name] = _Steps(self.stages, steps, last, layout)
+                parts[name] = Steps(self.stages, steps, last, layout)
         return parts
 
-    def _working_arrays(self, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def working_arrays(self, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give the arrays that stages are to code, in their working dtype, all of them finite."""
         arrays: dict[str, Tensor] = {}
         for name, x in update.items():
@@ -111,11 +111,11 @@ class Chain(Compressor):
                 )
         return arrays
 
-    def _read_array(self, reader: SectionReader, like: Layout) -> tuple[list["_Step"], Tensor]:
+    def _read_array(self, reader: SectionReader, like: Layout) -> tuple[list["Step"], Tensor]:
         layout = like
         if self.stages:
             layout = Layout(like.shape, _working_dtype(like.dtype), like.device)
-        steps: list[_Step] = []
+        steps: list[Step] = []
         for stage in self.stages:
             side: list[Stream] = []
             while (form := stage.next_form(layout, side)) is not None:
@@ -156,11 +156,11 @@ class _Exact(Part):
 
 
 @dataclass(frozen=True, eq=False)
-class _Steps(Part):
+class Steps(Part):
     """An array as the last stage left it, with what undoing each stage needs."""
 
     stages: Sequence[Stage]
-    steps: Sequence["_Step"]
+    steps: Sequence["Step"]
     last: Tensor
     like: Layout
 
@@ -196,14 +196,15 @@ class _Steps(Part):
         return x if self._is_sparse else narrow(x, self.like.dtype).reshape(self.like.shape)
 
 
-_Step = tuple[Sequence[Stream], Layout]
+Step = tuple[Sequence[Stream], Layout]
 
 
-def _encode_array(
+def encode_array(
     stages: Sequence[Stage], x: Tensor, rng: np.random.Generator
-) -> tuple[list[Stream], list[_Step], Tensor]:
+) -> tuple[list[Stream], list[Step], Tensor]:
+    """Give the streams of one array, and each stage's side streams with the layout before it."""
     streams: list[Stream] = []
-    steps: list[_Step] = []
+    steps: list[Step] = []
     for stage in stages:
         before = Layout.of(x)
         x, side = stage.encode(x, rng)

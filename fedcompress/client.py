@@ -8,21 +8,16 @@ from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordD
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
-from torch import Tensor
 
 from fedcompress import protocol
-from fedcompress.compressor import Compressor, State
+from fedcompress.client_state import client_key, load_state, save_state
 from fedcompress.errors import FedcompressError
 from fedcompress.flower_adapter import with_content
 from fedcompress.randomness import rng_for
 from fedcompress.reference import restore_reference
 from fedcompress.spec import parse
-from fedcompress.wire import fingerprint_layout
 
 logger = logging.getLogger(__name__)
-
-_SPEC = "spec"
-_LAYOUT = "layout"
 
 
 def compression_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -56,7 +51,7 @@ def compression_mod(message: Message, context: Context, call_next: ClientAppCall
     try:
         return _train(message, context, call_next, settings)
     except FedcompressError as error:
-        logger.info("client %s: no update sent: %s", _client_key(context), error)
+        logger.info("client %s: no update sent: %s", client_key(context), error)
         reason = f"{protocol.ERROR_PREFIX}{error}"
         return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, reason), reply_to=message)
 
@@ -107,60 +102,23 @@ def _train(
     update = protocol.difference(protocol.record_to_tensors(trained), before)
     protocol.check_finite(update)
     compressor = parse(str(settings[protocol.UPLINK_KEY]))
+    server_round = int(cast(int, settings[protocol.ROUND_KEY]))
     rng = rng_for(
         int(cast(int, settings[protocol.SEED_KEY])),
-        round=int(cast(int, settings[protocol.ROUND_KEY])),
-        client=_client_key(context),
+        round=server_round,
+        client=client_key(context),
         purpose="uplink",
     )
-    payload, state = compressor.encode(update, _load_state(context, compressor, update), rng)
-    _save_state(context, compressor, update, state)
+    state = load_state(context, compressor, update, settings)
+    payload, state = compressor.encode(update, state, rng)
+    save_state(context, compressor, update, state, server_round)
     new_content = RecordDict({k: r for k, r in reply.content.items() if k != reply_key})
     new_content[reply_key] = protocol.payloads_to_record([payload])
     new_content[protocol.RECORD] = ConfigRecord(
         {
-            protocol.ROUND_KEY: int(cast(int, settings[protocol.ROUND_KEY])),
+            protocol.ROUND_KEY: server_round,
             protocol.ENCODE_SECONDS_KEY: time.perf_counter() - started,
         }
     )
     reply.content = new_content
     return reply
-
-
-def _client_key(context: Context) -> int | str:
-    partition = context.node_config.get("partition-id", context.node_id)
-    return partition if isinstance(partition, int | str) else str(partition)
-
-
-def _load_state(context: Context, compressor: Compressor, update: dict[str, Tensor]) -> State:
-    fresh = compressor.init(update)
-    if not fresh:
-        return fresh
-    settings = context.state.config_records.get(protocol.RECORD)
-    stored = context.state.array_records.get(protocol.STATE_RECORD)
-    if settings is None or stored is None:
-        return fresh
-    if settings.get(_LAYOUT) != fingerprint_layout(update):
-        logger.warning("client %s: the model changed; its residual is lost", _client_key(context))
-        return fresh
-    kept = protocol.record_to_tensors(stored)
-    if kept.keys() != fresh.keys():
-        # A spec that differs in its numbers only, as on a schedule, keeps the same state.
-        logger.warning(
-            "client %s: the spec changed from %s to %s; state that no longer fits is lost",
-            *(_client_key(context), settings.get(_SPEC), compressor),
-        )
-    return {name: kept.get(name, x) for name, x in fresh.items()}
-
-
-def _save_state(
-    context: Context, compressor: Compressor, update: dict[str, Tensor], state: State
-) -> None:
-    if not state:
-        context.state.pop(protocol.STATE_RECORD, None)
-        return
-    kept = context.state.config_records.get(protocol.RECORD, ConfigRecord())
-    kept[_SPEC] = str(compressor)
-    kept[_LAYOUT] = fingerprint_layout(update)
-    context.state[protocol.RECORD] = kept
-    context.state[protocol.STATE_RECORD] = protocol.tensors_to_record(state)

@@ -1,7 +1,7 @@
 """The abstract compressor: named arrays to a payload and back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -14,6 +14,7 @@ from fedcompress.wire import Section, SectionReader, write_payload
 
 Arrays: TypeAlias = Mapping[str, "Tensor | np.ndarray"]
 State: TypeAlias = Mapping[str, Tensor]
+Memory: TypeAlias = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,10 @@ class Part(ABC):
     def is_finite(self) -> bool:
         """Whether no entry is NaN or infinite."""
 
+    def memory(self) -> Tensor | None:
+        """Give what decoding this array of the same sender's next payload needs; mostly None."""
+        return None
+
 
 class Compressor(ABC):
     """Turns an update (named arrays) into a payload (bytes) and back.
@@ -47,13 +52,31 @@ class Compressor(ABC):
     Compressors hold settings only; what they remember between rounds goes in and comes out
     as ``state``. Final subclasses are frozen dataclasses. A subclass works on sections; the
     frame around them is the wire's business.
+
+    Attributes
+    ----------
+    name : str
+        Name in spec strings.
+    corrects : bool
+        Whether it corrects updates itself for what earlier rounds did, so that error feedback or
+        prediction around it would correct them twice.
+    expands : bool
+        Whether its own error, apart from that of stages in it, can exceed its input, so that
+        error feedback would diverge.
     """
 
     name: ClassVar[str]
+    corrects: ClassVar[bool] = False
+    expands: ClassVar[bool] = False
 
     def inside(self) -> Sequence["Compressor"]:
         """Give the compressors that this one wraps."""
         return ()
+
+    @property
+    def recalls(self) -> bool:
+        """Whether decoding needs the memory of the same sender's earlier payloads."""
+        return any(inner.recalls for inner in self.inside())
 
     @property
     @abstractmethod
@@ -63,6 +86,11 @@ class Compressor(ABC):
     @abstractmethod
     def init_state(self, like: Mapping[str, Tensor]) -> State:
         """Make the state before the first round; empty where nothing is remembered."""
+
+    def after_absence(self, state: State, rounds: int) -> State:
+        """Give the state as it is after ``rounds`` rounds in which nothing was encoded."""
+        del rounds
+        return state
 
     @abstractmethod
     def encode_sections(
@@ -134,7 +162,9 @@ class Compressor(ABC):
             return payload, encoded.state, self.decode(payload, tensors)
         return payload, encoded.state, dict(encoded.decoded)
 
-    def decode(self, payload: bytes, like: Arrays) -> dict[str, Tensor]:
+    def decode(
+        self, payload: bytes, like: Arrays, memory: Memory | None = None
+    ) -> dict[str, Tensor]:
         """Decode a payload.
 
         Parameters
@@ -143,6 +173,9 @@ class Compressor(ABC):
             From `encode` of an equal compressor; not trusted.
         like : Mapping[str, Tensor or ndarray]
             Arrays of the names, shapes and dtypes that were encoded.
+        memory : Mapping[str, Tensor], optional
+            From `decode_and_remember` of the same sender's last payload, where the compressor
+            `recalls`; none before the first.
 
         Returns
         -------
@@ -154,26 +187,56 @@ class Compressor(ABC):
         PayloadError
             If the bytes are damaged, cut short, or made by another spec or for other arrays.
         """
-        return self.decode_counted(payload, like)[0]
+        return self.decode_counted(payload, like, memory)[0]
+
+    def decode_and_remember(
+        self, payload: bytes, like: Arrays, memory: Memory
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Decode a payload, and give the memory for the same sender's next one."""
+        parts, _ = self.read(payload, like, memory)
+        return {name: part.dense() for name, part in parts.items()}, memory_of(parts)
 
     def decode_counted(
-        self, payload: bytes, like: Arrays
+        self, payload: bytes, like: Arrays, memory: Memory | None = None
     ) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Decode a payload and count its bytes by kind of stream."""
-        parts, counts = self.read(payload, like)
+        parts, counts = self.read(payload, like, memory)
         return {name: part.dense() for name, part in parts.items()}, counts
 
-    def read(self, payload: bytes, like: Arrays) -> tuple[dict[str, Part], dict[str, int]]:
+    def read(
+        self, payload: bytes, like: Arrays, memory: Memory | None = None
+    ) -> tuple[dict[str, Part], dict[str, int]]:
         """Read and check a payload without expanding it, and count its bytes by kind."""
         tensors = as_tensors(like)
         reader = SectionReader(payload, str(self), tensors)
+        reader.memory = memory or {}
         parts = self.read_sections(reader, tensors)
         reader.finish()
         return parts, dict(reader.bytes_by_kind)
 
-    def breakdown(self, payload: bytes, like: Arrays) -> dict[str, int]:
+    def breakdown(
+        self, payload: bytes, like: Arrays, memory: Memory | None = None
+    ) -> dict[str, int]:
         """Count the bytes of a payload by kind of stream; they add up to its length."""
-        return self.read(payload, like)[1]
+        return self.read(payload, like, memory)[1]
+
+
+def memory_of(parts: Mapping[str, Part]) -> dict[str, Tensor]:
+    """Collect the memory for the same sender's next payload; empty for most compressors."""
+    memories = {name: part.memory() for name, part in parts.items()}
+    return {name: memory for name, memory in memories.items() if memory is not None}
+
+
+def all_inside(compressor: Compressor) -> Iterator[Compressor]:
+    """Give a compressor and all that it wraps, however deep."""
+    yield compressor
+    for inner in compressor.inside():
+        yield from all_inside(inner)
+
+
+def under(state: State, prefix: str) -> dict[str, Tensor]:
+    """Give the part of a state whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
 
 
 def as_tensors(arrays: Arrays) -> dict[str, Tensor]:

@@ -17,9 +17,21 @@ class PayloadError(FedcompressError):
     """Bytes that came over the wire do not decode to an update of the expected layout."""
 
 
+class StaleMemoryError(PayloadError):
+    """A payload builds on what its sender remembers, and this side remembers something else."""
+
+
 class NotFiniteError(FedcompressError):
     """An update holds NaN or infinity where a lossy stage needs finite numbers."""
 
 
+class OutOfRangeError(FedcompressError):
+    """An update holds values that a stage does not take, such as probabilities above 1."""
+
+
 class LayoutError(FedcompressError):
     """Arrays have other names, shapes or dtypes than the global model."""
+
+
+class BudgetError(FedcompressError):
+    """An update cannot be sent in the bytes that it was given."""

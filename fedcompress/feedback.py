@@ -1,6 +1,6 @@
 """Error feedback: what was not sent is remembered and added to the next update."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedcompress.chain import Chain, as_compressor, narrow
-from fedcompress.compressor import Compressor, Encoded, Part, State
-from fedcompress.errors import LayoutError, SpecError
+from fedcompress.chain import as_compressor, narrow
+from fedcompress.checks import check_fraction, check_positive
+from fedcompress.closed_loop import check_loop
+from fedcompress.compressor import Compressor, Encoded, Part, State, under
+from fedcompress.errors import LayoutError
 from fedcompress.wire import SectionReader
 
 _RESIDUAL = "residual/"
@@ -23,29 +25,38 @@ class ErrorFeedback(Compressor):
 
     Seide et al. (2014); Karimireddy et al. (2019), "Error feedback fixes SignSGD and other
     gradient compression schemes" (EF14). State: one residual for each floating-point array,
-    ``sent + residual == update + old residual``.
+    ``sent + residual == update + old residual``; with settings,
+    ``sent + residual / c == update + decay**rounds * old residual``, where c ≤ 1 is what clipping
+    multiplies a residual by.
 
     Parameters
     ----------
     compressor : Compressor
         What sends the corrected update.
+    decay : float
+        What a residual is multiplied by for each round that has passed since it was left, in
+        (0, 1]: an old one was left at another model (Wu et al., 2018, ECQ-SGD; the β of Xu et
+        al., 2021, GRACE; on staleness Li and Li, 2023). On a client that takes part rarely,
+        rounds that it missed count too. 1 forgets nothing.
+    clip : float, optional
+        Most that the norm of an array's residual may be, in norms of this round's update of the
+        array; a larger residual is scaled down, as gradients are by Pascanu, Mikolov and Bengio
+        (2013). Default: no bound.
     """
 
     name: ClassVar[str] = "error_feedback"
+    corrects: ClassVar[bool] = True
 
     compressor: Compressor
+    decay: float = 1.0
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compressor", as_compressor(self.compressor, self.name))
-        for inner in _all_inside(self.compressor):
-            if isinstance(inner, ErrorFeedback):
-                raise SpecError("error_feedback: stands twice around the same chain; write it once")
-            for stage in inner.stages if isinstance(inner, Chain) else ():
-                if stage.expands:
-                    raise SpecError(
-                        f"error_feedback: {stage} magnifies what it keeps, and the residual would "
-                        'grow without bound; write random_k(…, rescale="no")'
-                    )
+        object.__setattr__(self, "decay", check_fraction(self.name, "decay", self.decay))
+        if self.clip is not None:
+            object.__setattr__(self, "clip", check_positive(self.name, "clip", self.clip))
+        check_loop(self.name, self.compressor)
 
     def inside(self) -> Sequence[Compressor]:
         """Give the compressor that sends."""
@@ -66,6 +77,18 @@ class ErrorFeedback(Compressor):
         inner = self.compressor.init_state(like)
         return {**residuals, **{_INNER + name: x for name, x in inner.items()}}
 
+    def after_absence(self, state: State, rounds: int) -> State:
+        """Let the residuals decay once for each round."""
+        inner = self.compressor.after_absence(under(state, _INNER), rounds)
+        fade = self.decay**rounds
+        return {
+            **{
+                name: x * fade if fade != 1 and name.startswith(_RESIDUAL) else x
+                for name, x in state.items()
+            },
+            **{_INNER + name: x for name, x in inner.items()},
+        }
+
     def encode_sections(
         self,
         update: Mapping[str, Tensor],
@@ -76,14 +99,14 @@ class ErrorFeedback(Compressor):
         """Send update + residual, keep the difference."""
         corrected = {name: self._correct(name, x, state) for name, x in update.items()}
         sendable = {name: narrow(corrected[name], x.dtype) for name, x in update.items()}
-        inner_state = {
-            name.removeprefix(_INNER): x for name, x in state.items() if name.startswith(_INNER)
-        }
+        inner_state = under(state, _INNER)
         inner = self.compressor.encode_sections(sendable, inner_state, rng, want_decoded=True)
         if inner.decoded is None:
             raise TypeError(f"{self.compressor.name}: gave no decoded update when asked for it")
         residuals = {
-            _RESIDUAL + name: corrected[name] - inner.decoded[name].to(corrected[name].dtype)
+            _RESIDUAL + name: self._clipped(
+                corrected[name] - inner.decoded[name].to(corrected[name].dtype), x
+            )
             for name, x in update.items()
             if x.is_floating_point()
         }
@@ -95,7 +118,9 @@ class ErrorFeedback(Compressor):
         return self.compressor.read_sections(reader, like)
 
     def __str__(self) -> str:
-        return f"error_feedback({self.compressor})"
+        decay = "" if self.decay == 1 else f", decay={self.decay}"
+        clip = "" if self.clip is None else f", clip={self.clip}"
+        return f"error_feedback({self.compressor}{decay}{clip})"
 
     def __repr__(self) -> str:
         return str(self)
@@ -110,13 +135,15 @@ class ErrorFeedback(Compressor):
                 f"error_feedback: array {name!r} of shape {tuple(x.shape)} needs a residual, "
                 f"the state holds {found}; make the state with init() on the same arrays"
             )
-        return x.to(residual.dtype) + residual.to(x.device)
+        faded = residual if self.decay == 1 else residual * self.decay
+        return x.to(residual.dtype) + faded.to(x.device)
 
-
-def _all_inside(compressor: Compressor) -> Iterator[Compressor]:
-    yield compressor
-    for inner in compressor.inside():
-        yield from _all_inside(inner)
+    def _clipped(self, residual: Tensor, x: Tensor) -> Tensor:
+        if self.clip is None:
+            return residual
+        limit = self.clip * float(torch.linalg.vector_norm(x, dtype=torch.float64))
+        norm = float(torch.linalg.vector_norm(residual, dtype=torch.float64))
+        return residual * (limit / norm) if norm > limit else residual
 
 
 def _residual_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -3,27 +3,32 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import Tensor
 
 from fedcompress import protocol
-from fedcompress.compressor import Compressor, Part
+from fedcompress.compressor import Compressor, Part, memory_of
 from fedcompress.errors import PayloadError
+from fedcompress.memories import Memories
 from fedcompress.traffic import ClientTraffic
 from fedcompress.wire import payload_checksum
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A reply that verified, and its update, not yet expanded; none where arrays came dense."""
+    """A reply that verified, and its update, not yet expanded; none where arrays came dense.
+
+    ``memory`` is what decoding the same node's next payload needs, mostly nothing.
+    """
 
     reply: Message
     parts: Mapping[str, Part]
     weight: float
     traffic: ClientTraffic
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,8 @@ class Expected:
         Metric by which the strategy weighs clients.
     metrics : frozenset of str
         Keys of the metrics that most clients sent; a strategy can average only these.
+    memories : Memories
+        What earlier payloads of the nodes left to be remembered.
     """
 
     server_round: int
@@ -50,6 +57,7 @@ class Expected:
     reference: Mapping[str, Tensor]
     weight_key: str
     metrics: frozenset[str]
+    memories: Memories
 
 
 def most_common_metrics(replies: Iterable[Message]) -> frozenset[str]:
@@ -95,7 +103,8 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
             f"reply: is of round {own.get(protocol.ROUND_KEY)!r}, this is round "
             f"{expected.server_round}; it came too late"
         )
-    parts, by_stream = compressor.read(payloads[0], expected.reference)
+    memory = expected.memories.of(node_id) if compressor.recalls else None
+    parts, by_stream = compressor.read(payloads[0], expected.reference, memory)
     for name, part in parts.items():
         if not part.is_finite():
             raise protocol.not_finite(name)
@@ -109,7 +118,7 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
         uplink_checksum=payload_checksum(payloads[0]),
         encode_seconds=float(cast(float, seconds)) if said else None,
     )
-    return Answer(reply, parts, weight, traffic)
+    return Answer(reply, parts, weight, traffic, memory_of(parts) if compressor.recalls else {})
 
 
 def _read_dense(

@@ -5,6 +5,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from fedcompress import protocol
 from fedcompress.compressor import Compressor
 from fedcompress.downlink import Broadcast
+from fedcompress.memories import NO_ROUND, Memories
 from fedcompress.reference import NO_VERSION
 from fedcompress.traffic import ClientDownlink
 
@@ -20,13 +21,18 @@ class Outgoing:
         Seed of the run.
     broadcast : Broadcast or None
         The compressed downlink, advanced to this round, if there is one.
+    memories : Memories
+        What the server remembers of each client.
     """
 
-    def __init__(self, server_round: int, seed: int, broadcast: Broadcast | None) -> None:
+    def __init__(
+        self, server_round: int, seed: int, broadcast: Broadcast | None, memories: Memories
+    ) -> None:
         self._round = server_round
         self._seed = seed
         self._broadcast = broadcast
-        self._contents: dict[tuple[int, str, int], RecordDict] = {}
+        self._memories = memories
+        self._contents: dict[tuple[int, str, int, int], RecordDict] = {}
 
     def prepare(self, message: Message, compressor: Compressor | None) -> ClientDownlink:
         """Give a message its new content, and say what it weighs; None leaves it as it is."""
@@ -41,14 +47,15 @@ class Outgoing:
             traffic = ClientDownlink(node_id, shipment.payload_bytes, shipment.catchup_bytes)
         if compressor is None:
             return traffic
-        shared = (id(message.content), str(compressor), base)
+        held = self._memories.round_of(node_id) if compressor.recalls else NO_ROUND
+        shared = (id(message.content), str(compressor), base, held)
         if shared not in self._contents:
-            settings = self._settings(compressor, base)
+            settings = self._settings(compressor, base, held)
             self._contents[shared] = _with_settings(message.content, key, record, settings)
         message.content = self._contents[shared]
         return traffic
 
-    def _settings(self, compressor: Compressor, base: int) -> ConfigRecord:
+    def _settings(self, compressor: Compressor, base: int, held: int) -> ConfigRecord:
         settings = ConfigRecord(
             {
                 protocol.UPLINK_KEY: str(compressor),
@@ -56,6 +63,8 @@ class Outgoing:
                 protocol.ROUND_KEY: self._round,
             }
         )
+        if compressor.recalls:
+            settings[protocol.HELD_KEY] = held
         if self._broadcast is not None:
             settings[protocol.DOWNLINK_KEY] = str(self._broadcast.compressor)
             settings[protocol.BASE_KEY] = base

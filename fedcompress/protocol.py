@@ -17,11 +17,13 @@ from fedcompress.errors import LayoutError, NotFiniteError, PayloadError
 STYPE = "fedcompress.v1"
 RECORD = "fedcompress"  # key of our own records in replies and in Context.state
 STATE_RECORD = "fedcompress.state"
+BEFORE_RECORD = "fedcompress.before"  # the state of before the last reply
 REFERENCE_RECORD = "fedcompress.reference"
 KEY_PREFIX = "fedcompress."
 UPLINK_KEY = "fedcompress.uplink"  # spec of the client's compressor
 SEED_KEY = "fedcompress.seed"
 ROUND_KEY = "fedcompress.round"
+HELD_KEY = "fedcompress.held"  # round of this client's reply that the server's memory is of
 DOWNLINK_KEY = "fedcompress.downlink"  # spec of the payloads in this message
 BASE_KEY = "fedcompress.base"  # version of the reference model that the payloads build on
 VERSION_KEY = "fedcompress.version"  # version that they lead to

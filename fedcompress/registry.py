@@ -19,13 +19,24 @@ from fedcompress.stage import Stage
 logger = logging.getLogger(__name__)
 
 _STAGES = {
+    "bernoulli_mask": "fedcompress.stages.bernoulli_mask:BernoulliMask",
     "cast": "fedcompress.stages.cast:Cast",
+    "codebook": "fedcompress.stages.codebook:Codebook",
+    "dither": "fedcompress.stages.dither:Dither",
+    "eden": "fedcompress.stages.eden:Eden",
+    "global_top_k": "fedcompress.stages.global_top_k:GlobalTopK",
+    "n_of_m": "fedcompress.stages.n_of_m:NOfM",
+    "nf4": "fedcompress.stages.nf4:Nf4",
+    "product_quantize": "fedcompress.stages.product_quantize:ProductQuantize",
+    "qsgd": "fedcompress.stages.qsgd:Qsgd",
     "quantize": "fedcompress.stages.quantize:Quantize",
     "random_k": "fedcompress.stages.random_k:RandomK",
+    "rdo": "fedcompress.stages.rdo:Rdo",
     "sign": "fedcompress.stages.sign:Sign",
     "ternary": "fedcompress.stages.ternary:Ternary",
     "threshold": "fedcompress.stages.threshold:Threshold",
     "top_k": "fedcompress.stages.top_k:TopK",
+    "top_rows": "fedcompress.stages.top_rows:TopRows",
 }
 _CODERS = {
     "entropy": "fedcompress.coders.entropy:Entropy",
@@ -34,7 +45,14 @@ _CODERS = {
     "raw": "fedcompress.coders.raw:Raw",
 }
 _COMPRESSORS = {
+    "budget": "fedcompress.budget:Budget",
+    "count_sketch": "fedcompress.count_sketch:CountSketch",
+    "delta": "fedcompress.delta:Delta",
+    "dgc": "fedcompress.dgc:DGC",
+    "ef21": "fedcompress.ef21:EF21",
     "error_feedback": "fedcompress.feedback:ErrorFeedback",
+    "momentum": "fedcompress.momentum:Momentum",
+    "power_sgd": "fedcompress.power_sgd:PowerSGD",
     "route": "fedcompress.route:Route",
 }
 

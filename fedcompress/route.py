@@ -1,15 +1,16 @@
-"""Routing: different compressors for different arrays."""
+"""Routing: different compressors for different arrays, by name, size, dimensions or dtype."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from fedcompress.array_rules import canonical, matches
 from fedcompress.chain import as_compressor
-from fedcompress.compressor import Compressor, Encoded, Part, State
+from fedcompress.compressor import Compressor, Encoded, Part, State, under
 from fedcompress.errors import SpecError
 from fedcompress.spec_text import literal_text
 from fedcompress.wire import Section, SectionReader
@@ -17,15 +18,17 @@ from fedcompress.wire import Section, SectionReader
 
 @dataclass(frozen=True, init=False, repr=False)
 class Route(Compressor):
-    """Send each array by the compressor of the first pattern that its name matches.
+    """Send each array by the compressor of the first rule that it meets.
 
     Parameters
     ----------
     patterns : Mapping[str, Compressor]
-        Shell patterns of array names (``*``, ``?``, ``[…]``), tried in order; as in
-        ``route({"*.bias": raw(), "*running_*": lossless()}, default=quantize(4))``.
+        Rules, tried in order: shell patterns of array names (``*``, ``?``, ``[…]``), comparisons
+        of ``size`` (number of entries), ``ndim`` or ``dtype``, or several of them joined by
+        ``&``; as in ``route({"*.bias": raw(), "size<256": raw(), "ndim=2 & size>=10000":
+        quantize(4)}, default=quantize(8))``.
     default : Compressor
-        For arrays that match no pattern.
+        For arrays that meet no rule.
     """
 
     name: ClassVar[str] = "route"
@@ -42,9 +45,12 @@ class Route(Compressor):
         if any(not isinstance(pattern, str) for pattern in patterns):
             raise SpecError(f"route: patterns are strings, got {list(patterns)!r}")
         pairs = tuple(
-            (pattern, as_compressor(part, f"route: {pattern!r}"))
+            (canonical(self.name, pattern), as_compressor(part, f"route: {pattern!r}"))
             for pattern, part in patterns.items()
         )
+        twice = [rule for rule, count in Counter(rule for rule, _ in pairs).items() if count > 1]
+        if twice:
+            raise SpecError(f"route: {twice[0]!r} is written twice; the first would always win")
         object.__setattr__(self, "patterns", pairs)
         object.__setattr__(self, "default", as_compressor(default, "route: default"))
 
@@ -65,6 +71,15 @@ class Route(Compressor):
             for name, x in part.init_state(arrays).items()
         }
 
+    def after_absence(self, state: State, rounds: int) -> State:
+        """Let each part's state age by itself."""
+        aged = dict(state)
+        for i, part in enumerate(self._parts()):
+            prefix = f"{i}/"
+            own = part.after_absence(under(state, prefix), rounds)
+            aged |= {prefix + name: x for name, x in own.items()}
+        return aged
+
     def encode_sections(
         self,
         update: Mapping[str, Tensor],
@@ -78,8 +93,7 @@ class Route(Compressor):
         decoded: dict[str, Tensor] = {}
         for i, (part, arrays) in enumerate(self._groups(update)):
             prefix = f"{i}/"
-            own = {k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)}
-            encoded = part.encode_sections(arrays, own, rng, want_decoded)
+            encoded = part.encode_sections(arrays, under(state, prefix), rng, want_decoded)
             sections += encoded.sections
             new_state |= {prefix + name: x for name, x in encoded.state.items()}
             decoded |= encoded.decoded or {}
@@ -107,6 +121,6 @@ class Route(Compressor):
     def _groups(self, arrays: Mapping[str, Tensor]) -> list[tuple[Compressor, dict[str, Tensor]]]:
         groups: list[tuple[Compressor, dict[str, Tensor]]] = [(p, {}) for p in self._parts()]
         for name, x in arrays.items():
-            matches = (i for i, (p, _) in enumerate(self.patterns) if fnmatchcase(name, p))
-            groups[next(matches, len(self.patterns))][1][name] = x
+            met = (i for i, (rule, _) in enumerate(self.patterns) if matches(rule, name, x))
+            groups[next(met, len(self.patterns))][1][name] = x
         return groups

@@ -19,7 +19,7 @@ from fedcompress.aggregation import WeightedSum
 from fedcompress.checks import check_integer
 from fedcompress.compressor import Compressor
 from fedcompress.downlink import Broadcast
-from fedcompress.errors import ConfigError, FedcompressError, PayloadError
+from fedcompress.errors import ConfigError, FedcompressError, PayloadError, StaleMemoryError
 from fedcompress.flower_adapter import (
     check_metrics_agree,
     metrics_from,
@@ -38,6 +38,7 @@ from fedcompress.incoming import (
     most_common_metrics,
     read_reply,
 )
+from fedcompress.memories import Memories
 from fedcompress.outgoing import Outgoing
 from fedcompress.reference import NEEDS_WHOLE_MODEL
 from fedcompress.spec import parse
@@ -76,6 +77,9 @@ class Compressed(Strategy):
         makes that ``raw()``. Default: dense arrays.
     seed : int
         Of 64 bits. Keys all randomness of compression, together with round and client.
+    memory_bytes : int
+        Most that the server remembers of the clients' payloads under an uplink of `delta` or
+        `ef21`, one model for each client; beyond it those not heard for longest start anew.
 
     Attributes
     ----------
@@ -102,6 +106,7 @@ class Compressed(Strategy):
         uplink: Uplink | None = "quantize(step=0.4) | entropy()",
         downlink: str | Compressor | None = None,
         seed: int = 0,
+        memory_bytes: int = 500_000_000,
     ) -> None:
         if not isinstance(strategy, Strategy):
             raise ConfigError(
@@ -121,8 +126,15 @@ class Compressed(Strategy):
             uplink = "raw()"  # a client that decodes the model speaks the protocol both ways
         self.uplink: Uplink | None = uplink if uplink is None or callable(uplink) else parse(uplink)
         self.downlink = None if downlink is None else parse(downlink)
+        check_integer("Compressed", "memory_bytes", memory_bytes, 0, (1 << 63) - 1)
+        if self.downlink is not None and self.downlink.recalls:
+            raise ConfigError(
+                f"Compressed: downlink {self.downlink} needs a memory of what was sent, which a "
+                "client that missed rounds lacks; write error_feedback(…) in its place"
+            )
         self.seed = seed
         self.last_round = RoundTraffic(server_round=0)
+        self._memories = Memories(memory_bytes)
         self._broadcast = None if self.downlink is None else Broadcast(self.downlink, seed)
         self._reference: dict[str, Tensor] = {}
         self._sent: dict[int, Compressor | None] = {}  # by node id, in this round and in its order
@@ -140,7 +152,7 @@ class Compressed(Strategy):
         self._reference = model
         self._sent = {}
         self.last_round = RoundTraffic(server_round=server_round)
-        outgoing = Outgoing(server_round, self.seed, self._broadcast)
+        outgoing = Outgoing(server_round, self.seed, self._broadcast, self._memories)
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         for message in messages:
             node_id = message.metadata.dst_node_id
@@ -198,11 +210,17 @@ class Compressed(Strategy):
 
     def state_dict(self) -> dict[str, object]:
         """Give what a later run needs of the protocol to go on from here (not of the inside)."""
-        return {} if self._broadcast is None else self._broadcast.state_dict()
+        state = {} if self._broadcast is None else self._broadcast.state_dict()
+        memories = self._memories.state_dict()
+        return {**state, "memories": memories} if memories else state
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Take up what `state_dict` gave."""
-        if self._broadcast is not None and state:
+        memories = state.get("memories", {})
+        if not isinstance(memories, Mapping):
+            raise TypeError(f"state: memories is a {type(memories).__name__}, expected a mapping")
+        self._memories.load_state_dict(memories)
+        if self._broadcast is not None and state.keys() - {"memories"}:
             self._broadcast.load_state_dict(state)
 
     def _compressor_for(self, node_id: int, server_round: int) -> Compressor | None:
@@ -220,6 +238,7 @@ class Compressed(Strategy):
             self._reference,
             weight_key(self.strategy),
             most_common_metrics(replies),
+            self._memories,
         )
         mean: WeightedSum | None = None
         if self.uplink is not None and uses_weighted_mean(self.strategy):
@@ -234,10 +253,15 @@ class Compressed(Strategy):
                     raise PayloadError(f"reply of node {node_id}: it has answered already")
                 answer = read_reply(reply, expected)
             except FedcompressError as error:
+                if isinstance(error, StaleMemoryError):
+                    self._memories.forget(node_id)
                 dense += is_dense(reply)
                 self._note(reply, "rejected", str(error), protocol.data_bytes(reply.content))
                 continue
             answered.add(node_id)
+            if answer.memory:
+                self._memories.keep(node_id, server_round, answer.memory)
+                answer = replace(answer, memory={})
             if mean is not None:
                 mean.add(answer.parts, answer.weight)
                 answer = replace(answer, parts={})
@@ -245,6 +269,7 @@ class Compressed(Strategy):
             self.last_round.clients.append(answer.traffic)
             if self._broadcast is not None:
                 self._broadcast.confirm(node_id)
+        self._memories.make_room()
         if dense and not answers and self.uplink is not None:
             raise ConfigError(
                 f"Compressed: {dense} clients sent dense arrays and none a payload; put "

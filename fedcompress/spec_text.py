@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedcompress.coder import Coder
+    from fedcompress.compressor import Compressor
     from fedcompress.stage import Stage
 
 
@@ -19,7 +20,7 @@ def literal_text(value: object) -> str:
     return str(value)
 
 
-def call_text(obj: "Stage | Coder") -> str:
+def call_text(obj: "Stage | Coder | Compressor") -> str:
     """Write a frozen dataclass as the call that makes it: ``quantize(step=0.4)``.
 
     Settings at their default are left out; the first one is positional.

@@ -39,12 +39,15 @@ class Stage(ABC):
     sparsifies : bool
         Whether the stage keeps some entries only, so that adding its decoded array to a
         sum touches only those (see `add_to`).
+    contracting : str
+        What to write in place of a stage that `expands`, for the error that refuses it.
     """
 
     name: ClassVar[str]
     takes: ClassVar[Numbers] = "floats"
     gives: ClassVar[Numbers] = "floats"
     sparsifies: ClassVar[bool] = False
+    contracting: ClassVar[str] = "take a stage whose error stays below its input"
 
     @property
     def expands(self) -> bool:

@@ -60,14 +60,14 @@ class IndexSet(Stream):
 class Symbols(Stream):
     """Integers of a small alphabet (any signed integer dtype), shaped as what they stand for.
 
-    ``dependent`` says that they are levels of a trellis: in each row (the first dimension by
-    the rest), which of two quantizers a level belongs to follows from the parities of the
-    levels before it, so a coder may count the two apart (see `fedcompress.kernels.trellis`).
+    ``states`` other than 0 says that they are levels of a trellis of so many states: which of
+    two quantizers a level belongs to follows from the parities of the levels before it in its
+    row (see `row_width`), so a coder may count the two apart.
     """
 
     kind: ClassVar[str] = "symbols"
     values: Tensor
-    dependent: bool = False
+    states: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ class SymbolForm(Form):
 
     kind: ClassVar[str] = "symbols"
     shape: tuple[int, ...]
-    dependent: bool = False
+    states: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@
         check_compressor("my_stage(3) | entropy()")
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedcompress.compressor import Compressor
-from fedcompress.errors import FedcompressError, NotFiniteError, PayloadError
+from fedcompress.compressor import Compressor, State
+from fedcompress.errors import FedcompressError, NotFiniteError, PayloadError, StaleMemoryError
 from fedcompress.randomness import rng_for
 from fedcompress.spec import parse
 from fedcompress.wire import HEADER_BYTES
@@ -58,7 +58,9 @@ def sample_arrays() -> Iterator[tuple[str, dict[str, Tensor]]]:
     )
 
 
-def check_compressor(compressor: str | Compressor) -> None:
+def check_compressor(
+    compressor: str | Compressor, prepare: Callable[[Tensor], Tensor] | None = None
+) -> None:
     """Check every law that a compressor keeps, whatever it does to the numbers.
 
     It is written as a spec that parses back to it; encoding neither changes the update nor
@@ -66,12 +68,16 @@ def check_compressor(compressor: str | Compressor) -> None:
     it finite, and integers and booleans exactly; the bytes by stream add up; adding a payload
     to a sum equals adding the decoded update; what is not finite, cut short or damaged ends in
     the package's own error; and where the compressor says that it is unbiased, the mean of
-    many decoded updates tends to the update.
+    many decoded updates tends to the update. One that predicts is followed over rounds by a
+    decoder that saw every payload, and refused by one that did not.
 
     Parameters
     ----------
     compressor : str or Compressor
         What to check.
+    prepare : callable, optional
+        Turns the floating-point arrays of the sample updates into such as it takes, as
+        ``torch.sigmoid`` does for one that takes probabilities only.
 
     Raises
     ------
@@ -81,12 +87,19 @@ def check_compressor(compressor: str | Compressor) -> None:
     compressor = parse(compressor)
     again = parse(str(compressor))
     assert again == compressor, f"parse(str(c)) gives {again}, not {compressor}"
+    prepare = prepare or (lambda x: x)
     for what, update in sample_arrays():
-        _check_round_trip(compressor, what, update)
+        _check_round_trip(compressor, what, _prepared(update, prepare))
     _check_not_finite(compressor)
-    _check_damage(compressor)
+    _check_damage(compressor, prepare)
     if compressor.unbiased:
-        _check_unbiased(compressor)
+        _check_unbiased(compressor, prepare)
+
+
+def _prepared(
+    update: Mapping[str, Tensor], prepare: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    return {name: prepare(x) if x.is_floating_point() else x for name, x in update.items()}
 
 
 def _check_round_trip(compressor: Compressor, what: str, update: Mapping[str, Tensor]) -> None:
@@ -119,6 +132,28 @@ def _check_round_trip(compressor: Compressor, what: str, update: Mapping[str, Te
         scale = max(1.0, float(y.double().abs().max())) if y.numel() else 1.0
         near = torch.allclose(total, 0.25 * y.double(), rtol=1e-5, atol=1e-6 * scale)
         assert near, f"{where}: adding {name} to a sum differs from adding it decoded"
+    if compressor.recalls:
+        _check_recall(compressor, where, update, payload, new_state)
+
+
+def _check_recall(
+    compressor: Compressor, where: str, update: Mapping[str, Tensor], payload: bytes, state: State
+) -> None:
+    """Check that a decoder that saw every payload follows the encoder, and that no other does."""
+    _, memory = compressor.decode_and_remember(payload, update, {})
+    for i in range(2, 4):
+        changed = {name: x / 8**i if x.is_floating_point() else x for name, x in update.items()}
+        rng = rng_for(3, round=i, client=2, purpose="check")
+        payload, state, expected = compressor.encode_and_decode(changed, state, rng)
+        before = memory
+        decoded, memory = compressor.decode_and_remember(payload, update, before)
+        assert same(decoded, expected), f"{where}: in round {i} decode differs from the encoder's"
+        if any(bool(x.any()) for x in before.values()):
+            try:
+                compressor.decode(payload, update, {})
+            except StaleMemoryError:
+                continue
+            raise AssertionError(f"{where}: decoded without the memory that it builds on")
 
 
 def _check_not_finite(compressor: Compressor) -> None:
@@ -134,8 +169,8 @@ def _check_not_finite(compressor: Compressor) -> None:
         )
 
 
-def _check_damage(compressor: Compressor) -> None:
-    _, update = next(sample_arrays())
+def _check_damage(compressor: Compressor, prepare: Callable[[Tensor], Tensor]) -> None:
+    update = _prepared(next(sample_arrays())[1], prepare)
     payload, _ = compressor.encode(update, compressor.init(update), _rng())
     for damaged in (b"", payload[:-1], payload[:9], payload + b"\0", payload[:20] + b"\xff" * 9):
         try:
@@ -150,10 +185,10 @@ def _check_damage(compressor: Compressor) -> None:
     raise AssertionError(f"{compressor}: decoded a payload for arrays of another shape")
 
 
-def _check_unbiased(compressor: Compressor) -> None:
+def _check_unbiased(compressor: Compressor, prepare: Callable[[Tensor], Tensor]) -> None:
     """Check that the mean of decoded updates is within six standard errors of the update."""
     draw = rng_for(0, purpose="unbiased")
-    update = {"x": torch.from_numpy(draw.standard_normal(64).astype(np.float32))}
+    update = {"x": prepare(torch.from_numpy(draw.standard_normal(64).astype(np.float32)))}
     state = compressor.init(update)
     draws = torch.stack(
         [

@@ -4,7 +4,7 @@
 offset bytes what
 ====== ===== =====================================================================
 0      2     magic ``b"fc"``
-2      1     wire version, 1
+2      1     wire version, 2; what version 1 wrote is still read
 3      1     flags, 0
 4      4     fingerprint of the spec (CRC-32 of its canonical text)
 8      4     fingerprint of the layout (CRC-32 of names, shapes and dtypes, in order)
@@ -25,7 +25,7 @@ from torch import Tensor
 from fedcompress.errors import PayloadError
 
 MAGIC = b"fc"
-VERSION = 1
+VERSION = 2  # 1 had fewer codings of symbols, positions and values, all of them still read
 HEADER_BYTES = 16
 _MAX_VARINT_BYTES = 9
 
@@ -126,9 +126,9 @@ class SectionReader:
                 f"payload: begins with {bytes(view[:2])!r}, not {MAGIC!r}; "
                 "these are not bytes of fedcompress"
             )
-        if view[2] != VERSION or view[3] != 0:
+        if not 1 <= view[2] <= VERSION or view[3] != 0:
             raise PayloadError(
-                f"payload: wire version {view[2]}.{view[3]}, this side reads {VERSION}.0; "
+                f"payload: wire version {view[2]}.{view[3]}, this side reads 1.0 to {VERSION}.0; "
                 "install the same version of fedcompress on both sides"
             )
         body_checksum = zlib.crc32(view[HEADER_BYTES:], zlib.crc32(view[:12]))
@@ -145,6 +145,7 @@ class SectionReader:
             )
         self._view = view
         self._position = HEADER_BYTES
+        self.memory: Mapping[str, Tensor] = {}  # see Part.memory; none but for predictive coding
         self.bytes_by_kind: Counter[str] = Counter(overhead=HEADER_BYTES)
 
     def take(self, kind: str) -> memoryview:

@@ -4,28 +4,45 @@ import numpy as np
 
 from fedcompress.errors import PayloadError
 
+_TRUST = 1  # bits seen that the first odds are worth
+_NO_CONTEXTS = np.zeros(0, np.uint8)
+_NO_TRELLIS = np.zeros((0, 3), np.int64)
+
 
 class AdaptiveEncoder:
     """Collects integers, each in a context; a context learns the histogram of its integers."""
 
     def __init__(self) -> None:
+        self._first = np.zeros(0, np.int64), 0
         self._values: list[np.ndarray] = []
         self._contexts: list[np.ndarray] = []
 
-    def put(self, values: object, context: object) -> None:
-        """Add integers (magnitudes below 2**40) in one context, or in one context each."""
-        flat = np.atleast_1d(np.asarray(values, np.int64)).reshape(-1)
+    def put(self, values: np.ndarray, context: int, contexts: np.ndarray | None = None) -> None:
+        """Add integers (magnitudes below 2**40), in ``context``, or in ``context + contexts``."""
+        flat = values.reshape(-1)
         self._values.append(flat)
-        contexts = np.asarray(context, np.int64)
-        self._contexts.append(np.broadcast_to(contexts.reshape(-1) if contexts.ndim else contexts, flat.shape))
+        if contexts is None:
+            self._contexts.append(np.full(flat.size, context, np.int64))
+        else:
+            self._contexts.append(contexts.reshape(-1) + np.int64(context))
+
+    def put_few(self, context: int, *values: int) -> None:
+        """Add a few integers in one context."""
+        self.put(np.array(values, np.int64), context)
+
+    def expect(self, odds: np.ndarray, context: int) -> None:
+        """Begin contexts from ``context`` on with these odds against a magnitude's next step."""
+        self._first = odds, context
 
     def bytes(self) -> bytes:
         """Code all of them."""
         from fedcompress.kernels import adaptive
 
-        values = np.concatenate(self._values) if self._values else np.zeros(0, np.int64)
-        contexts = np.concatenate(self._contexts) if self._values else np.zeros(0, np.int64)
-        odds, counts = _memory(int(contexts.max(initial=0)) + 1)
+        values = np.concatenate([np.zeros(0, np.int64), *self._values])
+        contexts = np.concatenate([np.zeros(0, np.int64), *self._contexts])
+        most = max(int(contexts.max(initial=0)) + 1, self._first[1] + self._first[0].size)
+        odds, counts = _memory(most)
+        _expect(odds, counts, *self._first)
         registers = np.array([0xFFFFFFFF, 0, -1, 0, 0], np.int64)
         out = np.empty(256 + values.size, np.uint8)
         done = 0
@@ -47,37 +64,34 @@ class AdaptiveDecoder:
         head = bytes(data[:4]).ljust(4, b"\0")
         self._registers = np.array([0xFFFFFFFF, int.from_bytes(head, "big"), 4, 0, 0], np.int64)
 
-    def take(self, count: int, context: object) -> np.ndarray:
-        """Read ``count`` integers (int64)."""
+    def expect(self, odds: np.ndarray, context: int) -> None:
+        """Begin contexts as the encoder did."""
+        _expect(self._odds, self._counts, odds, context)
+
+    def take(self, count: int, context: int, contexts: np.ndarray = _NO_CONTEXTS) -> np.ndarray:
+        """Read ``count`` integers (int64) in ``context``, or in ``context + contexts``."""
         from fedcompress.kernels import adaptive
 
         values = np.empty(count, np.int64)
-        contexts = np.ascontiguousarray(np.broadcast_to(np.asarray(context, np.int64), values.shape))
-        if not adaptive.take(
-            self._registers, self._data, self._odds, self._counts, values, contexts
-        ):
+        if not adaptive.take(*self.memory, values, context, contexts, 0, _NO_TRELLIS):
             raise PayloadError("payload: symbols are cut short; the bytes are damaged")
         return values
 
-    def take_trellis(
-        self, contexts: np.ndarray, base: int, transitions: np.ndarray
-    ) -> np.ndarray:
+    def take_trellis(self, contexts: np.ndarray, base: int, transitions: np.ndarray) -> np.ndarray:
         """Read a matrix of levels of a trellis, in contexts base + 2 × context + quantizer."""
         from fedcompress.kernels import adaptive
 
-        values = np.empty(contexts.shape, np.int64)
-        if not adaptive.take_trellis(
-            self._registers,
-            self._data,
-            self._odds,
-            self._counts,
-            values,
-            contexts,
-            base,
-            transitions,
+        values = np.empty(contexts.size, np.int64)
+        if not adaptive.take(
+            *self.memory, values, base, contexts.reshape(-1), contexts.shape[1], transitions
         ):
             raise PayloadError("payload: symbols are cut short; the bytes are damaged")
-        return values
+        return values.reshape(contexts.shape)
+
+    @property
+    def memory(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Registers, bytes, odds and counts, for kernels that read for themselves."""
+        return self._registers, self._data, self._odds, self._counts
 
     def take_one(self, context: int) -> int:
         """Read one integer."""
@@ -96,3 +110,12 @@ def _memory(contexts: int) -> tuple[np.ndarray, np.ndarray]:
         np.full(contexts * adaptive.SLOTS, 1 << 14, np.int64),
         np.zeros(contexts * adaptive.SLOTS, np.int64),
     )
+
+
+def _expect(odds: np.ndarray, counts: np.ndarray, first: np.ndarray, context: int) -> None:
+    from fedcompress.kernels import adaptive
+
+    slots = slice(context * adaptive.SLOTS, (context + first.size) * adaptive.SLOTS)
+    steps = [0, *range(2, 2 + adaptive.UNARY)]
+    odds[slots].reshape(-1, adaptive.SLOTS)[:, steps] = first[:, None]
+    counts[slots].reshape(-1, adaptive.SLOTS)[:, steps] = _TRUST

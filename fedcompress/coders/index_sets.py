@@ -1,96 +1,59 @@
-"""Sets of positions, coded as gaps.
+"""Sets of positions, each coded in the way that takes the fewest bytes.
 
-The gaps of k positions drawn at random out of n are geometric, so coding them by that model
-costs what the set itself is worth, n·H(k/n) bits, and needs no table. Where positions cluster,
-the histogram of the gaps itself costs less. Of long gaps the low bits, which are all but
-uniform, are packed.
+A few positions are a combination, written as its number. Where the rows and columns of a matrix
+differ in how often they are kept, an urn of columns learns it. What is dense is a matrix of zeros
+and ones, and coded as symbols are. What is left is coded as gaps. A first varint tells
+them apart: up to ``n`` it is the count of positions coded as gaps.
 """
 
 import numpy as np
 
-from fedcompress.coders.bits import pack_bits, packed_size, unpack_bits
-from fedcompress.coders.symbols import (
-    ans_decode,
-    ans_encode,
-    cost_bits,
-    decode_integers,
-    encode_integers,
-)
+from fedcompress.coders.combinations import decode_combination, encode_combination
+from fedcompress.coders.gaps import decode_gaps, encode_gaps
+from fedcompress.coders.row_sets import decode_rows, encode_rows
+from fedcompress.coders.symbol_arrays import decode_symbols, encode_symbols
 from fedcompress.errors import PayloadError
 from fedcompress.wire import read_varint, write_varint
 
-_HISTOGRAM, _GEOMETRIC = 0, 1
-_MODELLED_BITS = 3  # a mean gap spans this many octaves of modelled values
-_MAX_ALPHABET = 4096
-_ONE = 1 << 32
+_FEW = 32  # positions in a combination at most
+_ROWS, _BITMAP = _FEW + 1, _FEW + 2
+_DENSE = 12  # a bitmap is as short, and faster, where one in so many is kept
 
 
-def encode_index_set(indices: np.ndarray, n: int) -> bytes:
-    """Code ascending distinct positions (int64) out of ``n``."""
+def encode_index_set(indices: np.ndarray, n: int, shape: tuple[int, ...] = ()) -> bytes:
+    """Code ascending distinct positions (int64) out of ``n``, in an array of ``shape``."""
     count = indices.size
-    head = write_varint(count)
     if count in (0, n):
-        return head
-    gaps = np.diff(indices, prepend=-1) - 1
-    low_bits = _low_bits(count, n)
-    low = pack_bits(gaps & ((1 << low_bits) - 1), low_bits)
-    high = gaps >> low_bits
-    best = bytes((_HISTOGRAM,)) + encode_integers(high)
-    largest = int(high.max())
-    if 0 < largest < _MAX_ALPHABET:
-        weights = _geometric_weights(count, n, low_bits, largest + 1)
-        counts = np.bincount(high, minlength=largest + 1)
-        if cost_bits(counts, weights) / 8 + 4 < len(best):
-            best = bytes((_GEOMETRIC,)) + write_varint(largest + 1) + ans_encode(high, weights)
-    return head + low + best
+        return write_varint(count)
+    if count <= _FEW:
+        return write_varint(n + count) + encode_combination(indices.tolist(), n)
+    if count * _DENSE >= n:
+        bitmap = np.zeros(n, np.int8)
+        bitmap[indices] = 1
+        return write_varint(n + _BITMAP) + encode_symbols(bitmap.reshape(shape or n), 0)
+    by_rows = encode_rows(indices, n, shape)
+    if by_rows is not None:
+        return write_varint(n + _ROWS) + write_varint(count) + by_rows
+    return write_varint(count) + encode_gaps(indices, n)
 
 
-def decode_index_set(data: memoryview, n: int) -> np.ndarray:
+def decode_index_set(data: memoryview, n: int, shape: tuple[int, ...] = ()) -> np.ndarray:
     """Read ascending distinct positions (int64) out of ``n``."""
-    count, position = read_varint(data, 0)
-    if count > n:
-        raise PayloadError(f"payload: {count} positions out of {n}; the bytes are damaged")
-    if count in (0, n):
+    head, position = read_varint(data, 0)
+    if head in (0, n):
         if position != len(data):
             raise PayloadError("payload: bytes left over behind positions; they are damaged")
-        return np.arange(count, dtype=np.int64)
-    low_bits = _low_bits(count, n)
-    end = position + packed_size(count, low_bits)
-    low = unpack_bits(data[position:end], count, low_bits)
-    high = _decode_high(data[end:], count, n, low_bits)
-    if int(high.min()) < 0 or int(high.max()) > n >> low_bits:
-        raise PayloadError(f"payload: gaps longer than {n} positions; the bytes are damaged")
-    indices = np.cumsum((high << low_bits) + low + 1) - 1
-    # A sum of at most n gaps of at most about n cannot wrap, so the last position is the largest.
-    if int(indices[-1]) >= n:
-        raise PayloadError(f"payload: a position beyond {n}; the bytes are damaged")
-    return np.asarray(indices)
-
-
-def _decode_high(data: memoryview, count: int, n: int, low_bits: int) -> np.ndarray:
-    if len(data) == 0 or data[0] not in (_HISTOGRAM, _GEOMETRIC):
-        raise PayloadError("payload: positions in no known coding; the bytes are damaged")
-    if data[0] == _HISTOGRAM:
-        return decode_integers(data[1:], count)
-    alphabet, position = read_varint(data, 1)
-    if not 2 <= alphabet <= _MAX_ALPHABET:
-        raise PayloadError(f"payload: an alphabet of {alphabet} gaps; the bytes are damaged")
-    weights = _geometric_weights(count, n, low_bits, alphabet)
-    return ans_decode(data[position:], weights, count)
-
-
-def _low_bits(count: int, n: int) -> int:
-    return max(0, (n // count).bit_length() - 1 - _MODELLED_BITS)
-
-
-def _geometric_weights(count: int, n: int, low_bits: int, alphabet: int) -> np.ndarray:
-    """Weights of a gap's high part; in integers, so that both sides get the same."""
-    ratio = _ONE * (n - count) // n
-    for _ in range(low_bits):
-        ratio = ratio * ratio // _ONE
-    weights = np.empty(alphabet, np.int64)
-    weight = _ONE
-    for i in range(alphabet):
-        weights[i] = max(1, weight >> 8)
-        weight = weight * ratio // _ONE
-    return weights
+        return np.arange(head, dtype=np.int64)
+    if head <= n:
+        return decode_gaps(data[position:], head, n)
+    if head - n <= min(_FEW, n - 1):
+        return np.array(decode_combination(data[position:], head - n, n), np.int64)
+    if head - n == _BITMAP:
+        bitmap = decode_symbols(data[position:], shape or (n,), 0)
+        if int(bitmap.min()) < 0 or int(bitmap.max()) > 1:
+            raise PayloadError("payload: a bitmap of other than bits; the bytes are damaged")
+        return np.flatnonzero(bitmap)
+    if head - n != _ROWS:
+        raise PayloadError(f"payload: positions out of {n} in no known coding; it is damaged")
+    count, position = read_varint(data, position)
+    return decode_rows(data[position:], count, n, shape)

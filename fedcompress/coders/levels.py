@@ -1,75 +1,64 @@
 """Levels of rows and columns: their mean magnitudes in half octaves, as side information."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from fedcompress.coders.adaptive import AdaptiveDecoder, AdaptiveEncoder
 from fedcompress.errors import PayloadError
 
-CONTEXTS = 3
-_HEAD, _EMPTINESS, _DIFFERENCE = 0, 1, 2
-_MOST = 50
-_UNIT = 2  # levels an octave
+CONTEXTS = 6  # three for rows, three for columns
 
 
-def levels_of(means: np.ndarray) -> np.ndarray:
-    """Round mean magnitudes to levels (int16); `EMPTY` stands for zero."""
-    from fedcompress.kernels.classes import EMPTY
+def levels_of(sums: np.ndarray, divisor: float) -> np.ndarray:
+    """Round mean magnitudes, ``sums / divisor``, to levels (int16); `EMPTY` stands for zero."""
+    from fedcompress.kernels.classes import levels_of as round_levels
+    from fedcompress.kernels.learnt import MOST_LEVEL
 
-    with np.errstate(divide="ignore"):
-        octaves = np.rint(_UNIT * np.log2(means))
-    return np.where(means > 0, np.clip(octaves, -_MOST, _MOST), EMPTY).astype(np.int16)
-
-
-def put_levels(
-    out: AdaptiveEncoder, levels: np.ndarray, lags: tuple[int, ...], context: int
-) -> None:
-    """Add levels, each as the difference from the one ``lag`` before it.
-
-    The best of ``lags`` is taken, or none: then they are differences from the median.
-    """
-    from fedcompress.kernels.classes import EMPTY
-
-    empty = levels == EMPTY
-    said = levels[~empty].astype(np.int64)
-    middle = int(np.median(said)) if said.size else 0
-    best, chosen = said - middle, 0
-    for lag in lags:
-        if lag < said.size:
-            differences = said.copy()
-            differences[lag:] -= said[:-lag]
-            if _cost(differences) < _cost(best):
-                best, chosen = differences, lag
-    out.put([chosen, middle, int(empty.any())], context + _HEAD)
-    if empty.any():
-        out.put(empty, context + _EMPTINESS)
-    out.put(best, context + _DIFFERENCE)
-
-
-def take_levels(data: AdaptiveDecoder, count: int, context: int) -> np.ndarray:
-    """Read levels back (int16)."""
-    from fedcompress.kernels.classes import EMPTY
-
-    lag, middle, any_empty = data.take(3, context + _HEAD).tolist()
-    if not 0 <= lag <= count or abs(middle) > _MOST:
-        raise PayloadError("payload: levels of rows that do not exist; the bytes are damaged")
-    empty = np.zeros(count, np.bool_)
-    if any_empty:
-        empty = data.take(count, context + _EMPTINESS) != 0
-    differences = data.take(int(count - empty.sum()), context + _DIFFERENCE)
-    if int(np.abs(differences).max(initial=0)) > 4 * _MOST:
-        raise PayloadError("payload: a level out of range; the bytes are damaged")
-    if lag == 0:
-        said = differences + middle
-    else:
-        padded = np.zeros(-(-differences.size // lag) * lag, np.int64)
-        padded[: differences.size] = differences
-        said = padded.reshape(-1, lag).cumsum(0).reshape(-1)[: differences.size]
-    if int(np.abs(said).max(initial=0)) > _MOST:
-        raise PayloadError("payload: a level out of range; the bytes are damaged")
-    levels = np.full(count, EMPTY, np.int16)
-    levels[~empty] = said
+    levels = np.empty(sums.size, np.int16)
+    round_levels(sums, float(divisor), MOST_LEVEL, levels)
     return levels
 
 
-def _cost(differences: np.ndarray) -> float:
-    return float(np.log2(1 + 2 * np.abs(differences)).sum())
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """Levels of rows and of columns (int16): one for all rows, none of columns if not sent."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    sent: int  # 1 for the rows' + 2 for the columns'
+
+    def classes(self) -> np.ndarray:
+        """Give the class of every symbol (uint8)."""
+        from fedcompress.kernels import classes as kernels
+
+        out = np.empty((self.rows.size, self.columns.size), np.uint8)
+        kernels.classes(self.rows, self.columns, out)
+        return out
+
+    def put(
+        self, side: AdaptiveEncoder, row_lags: np.ndarray, lags: np.ndarray, head: int, base: int
+    ) -> None:
+        """Add them to side information, each as a difference from the one a lag before it.
+
+        The best of the lags (int64) is taken, or none: then from their median.
+        """
+        from fedcompress.kernels.learnt import spell_both
+
+        size = 2 * (self.rows.size + self.columns.size) + 8
+        values, contexts = np.empty(size, np.int64), np.empty(size, np.int64)
+        count = spell_both(
+            self.rows, self.columns, self.sent, row_lags, lags, head, base, values, contexts
+        )
+        side.put(values[:count], 0, contexts[:count])
+
+    @staticmethod
+    def take(side: AdaptiveDecoder, shape: tuple[int, int], head: int, base: int) -> "Levels":
+        """Read them back."""
+        from fedcompress.kernels.learnt import read_both
+
+        rows, columns = np.empty(shape[0], np.int16), np.empty(shape[1], np.int16)
+        sent = read_both(*side.memory, head, base, rows, columns)
+        if sent < 0:
+            raise PayloadError("payload: a level out of range; the bytes are damaged")
+        return Levels(rows, columns, sent)

@@ -3,43 +3,43 @@
 In the update of a layer whole rows and columns are near zero (dead units, idle inputs) and scales
 differ from row to row and from column to column. Their mean magnitudes are sent, in half octaves;
 a row's and a column's level together put every symbol into a class known before it is decoded.
-Classes of like histograms share a table. Large layers may have a low-rank prediction besides (see
-`fedcompress.coders.prediction`), levels of a trellis are told apart by quantizer, and arrays too
-small to be worth tables are coded by histograms that are learnt on the way.
+Classes of like histograms share a table. Levels of a trellis are told apart by quantizer; what
+neighbours or a few common directions predict is taken off where that pays; and arrays too small
+to be worth tables are coded by histograms that are learnt on the way.
 """
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from fedcompress.coders import levels as level_side
 from fedcompress.coders.adaptive import AdaptiveDecoder, AdaptiveEncoder
-from fedcompress.coders.bits import pack_bits, packed_size, unpack_bits
-from fedcompress.coders.tables import Tables, fit, put_tables, take_tables
+from fedcompress.coders.levels import Levels
+from fedcompress.coders.neighbours import Neighbours, fit_neighbours, may_have_neighbours
+from fedcompress.coders.symbol_model import (
+    HEAD,
+    LEVELS,
+    NO_REST,
+    SYMBOLS,
+    Grouping,
+    Model,
+    model_of,
+    outline_of,
+    take_half,
+    take_model,
+)
+from fedcompress.coders.tables import Tables
 from fedcompress.errors import PayloadError
 from fedcompress.wire import read_varint, write_varint
 
-_ZERO, _LEARNT, _TABLES = 0, 1, 2
+_ZERO, _LEARNT, _PLAIN, _NEIGHBOURS = 0, 1, 2, 3
 _LEARNT_BELOW = 8192  # symbols
 _ONE_LANE_BELOW = 32768
-_MOST_HALF = 120
-_NO_REST = np.zeros((0, 0), np.int8)
+_SURE_GAIN = 0.1  # share of energy that neighbours take away where we need not compare
 
-# Contexts of the side information.
-_HEAD, _BEYOND, _ROWS, _COLUMNS, _TABLE, _SYMBOLS = 0, 1, 2, 5, 8, 16
-
-
-@dataclass(frozen=True)
-class _Axes:
-    """Which levels are sent."""
-
-    rows: bool
-    columns: bool
+_ONE = np.ones(1, np.int64)
+_NO_TRELLIS = np.zeros((0, 3), np.int64)
 
 
 def encode_matrix(
-    values: np.ndarray, lags: Sequence[int] = (1,), transitions: np.ndarray | None = None
+    values: np.ndarray, shape: tuple[int, ...], transitions: np.ndarray | None = None
 ) -> bytes:
     """Code integers of shape (rows, columns), magnitudes below 2**31.
 
@@ -47,238 +47,254 @@ def encode_matrix(
     ----------
     values : ndarray
         int16 or int32.
-    lags : sequence of int
-        Distances at which columns may be alike, such as the taps of a kernel.
+    shape : tuple of int
+        Shape of the array that they are of, which tells which columns may be alike.
     transitions : ndarray, optional
         int64, shape (states, 3): the trellis of which the integers are levels.
     """
-    from fedcompress.kernels import classes as kernels
-
-    rows, columns = values.shape
-    by_row, by_column = np.zeros(rows, np.int64), np.zeros(columns, np.int64)
-    largest = kernels.sums(values, by_row, by_column)
+    lags = _level_lags(shape)
+    if values.size < _LEARNT_BELOW:
+        return _encode_learnt(values, lags, transitions)
+    neighbours, across = None, values
+    if transitions is None and values.dtype == np.int16:
+        across, neighbours = _neighbours(values, shape)
+        if neighbours is not None and neighbours.gain > _SURE_GAIN:
+            predicted = _by_neighbours(across, neighbours, lags, np.inf)
+            if predicted is not None:
+                return predicted
+    outline = outline_of(values, Grouping(transitions=transitions))
+    if outline is None:
+        return _zero()
+    model = model_of(outline)
+    if neighbours is not None:
+        predicted = _by_neighbours(across, neighbours, lags, model.bits)
+        if predicted is not None:
+            return predicted
     side = AdaptiveEncoder()
-    if largest == 0:
-        side.put(_ZERO, _HEAD)
-        return _with_length(side.bytes())
-    learnt = values.size < _LEARNT_BELOW
-    half = _half(values, largest)
-    groups = 1 if transitions is None else 2
-    best: tuple[float, _Axes, np.ndarray, Tables | None] | None = None
-    symbols = np.empty(values.shape, np.uint8)
-    beyond = kernels.symbols_of(values, _NO_REST, half, symbols)
-    row_levels = level_side.levels_of(by_row / columns)
-    column_levels = level_side.levels_of(by_column / (by_column.sum() / columns))
-    for axes in _candidates(rows, columns, learnt):
-        contexts = _contexts(row_levels, column_levels, axes, values.shape)
-        if transitions is not None:
-            kernels.groups_of_state(values, transitions, contexts)
-        counts = np.zeros((2, kernels.CLASSES * groups, 2 * half + 3), np.uint32)
-        kernels.count(contexts, symbols, counts)
-        tables, bits = fit(counts.sum(0), groups)
-        bits += 2.0 * (rows * axes.rows + columns * axes.columns)
-        if best is None or bits < best[0]:
-            best = bits, axes, contexts, tables
-    assert best is not None
-    _, axes, contexts, tables = best
-    side.put([_LEARNT if learnt else _TABLES, axes.rows + 2 * axes.columns, half], _HEAD)
-    if axes.rows:
-        level_side.put_levels(side, row_levels, (1,), _ROWS)
-    if axes.columns:
-        level_side.put_levels(side, column_levels, tuple(lags), _COLUMNS)
-    if learnt:
-        side.put(values, _SYMBOLS + contexts.reshape(-1).astype(np.int64))
-        return _with_length(side.bytes())
-    assert tables is not None
-    put_tables(side, tables, half, groups, _TABLE)
-    if beyond:
-        _put_beyond(side, values, symbols, half, beyond)
-    return _with_length(side.bytes()) + _words(contexts, symbols, tables)
+    side.put_few(HEAD, _PLAIN)
+    model.put(side, values, _ONE, lags)
+    return _with_length(side) + _words(model)
 
 
 def decode_matrix(
     data: memoryview, rows: int, columns: int, transitions: np.ndarray | None = None
 ) -> np.ndarray:
     """Read a matrix (int16, or int32 if need be) that `encode_matrix` coded."""
-    from fedcompress.kernels import classes as kernels
+    from fedcompress.kernels.classes import CLASSES
 
     length, start = read_varint(data, 0)
     if length > len(data) - start:
         raise PayloadError("payload: symbols are cut short; the bytes are damaged")
     groups = 1 if transitions is None else 2
-    side = AdaptiveDecoder(data[start : start + length], _SYMBOLS + groups * kernels.CLASSES)
+    side = AdaptiveDecoder(data[start : start + length], SYMBOLS + groups * CLASSES)
     words = data[start + length :]
-    kind = side.take_one(_HEAD)
+    kind = side.take_one(HEAD)
     if kind == _ZERO and not len(words):
-        side.check_end()
-        return np.zeros((rows, columns), np.int16)
-    if kind not in (_LEARNT, _TABLES):
+        values = np.zeros((rows, columns), np.int16)
+    elif kind == _LEARNT and not len(words) and rows * columns < _LEARNT_BELOW:
+        values = _take_learnt(side, (rows, columns), transitions)
+    elif kind == _PLAIN:
+        values = _take_plain(side, words, (rows, columns), transitions)
+    elif kind == _NEIGHBOURS and transitions is None:
+        values = _take_neighbours(side, words, (columns, rows))
+    else:
         raise PayloadError(f"payload: unknown coding {kind} of symbols; the bytes are damaged")
-    sent, half = side.take(2, _HEAD).tolist()
-    if not 0 <= sent <= 3 or not 0 <= half <= _MOST_HALF:
-        raise PayloadError("payload: an alphabet out of range; the bytes are damaged")
-    axes = _Axes(bool(sent & 1), bool(sent & 2))
-    none = np.zeros(0, np.int16)
-    row_levels = level_side.take_levels(side, rows, _ROWS) if axes.rows else none
-    column_levels = level_side.take_levels(side, columns, _COLUMNS) if axes.columns else none
-    contexts = _contexts(row_levels, column_levels, axes, (rows, columns))
-    if kind == _LEARNT:
-        if len(words) or rows * columns >= _LEARNT_BELOW:
-            raise PayloadError("payload: bytes left over behind symbols; they are damaged")
-        values = _take_learnt(side, contexts, transitions)
-        side.check_end()
-        return values
-    tables = take_tables(side, groups * kernels.CLASSES, half, groups, _TABLE)
-    symbols = _read_words(words, contexts, tables, half, transitions)
-    values = np.empty(symbols.shape, np.int16)
-    kernels.values_of(symbols, _NO_REST, half, values)
-    values = _take_beyond(side, values, symbols, half)
     side.check_end()
     return values
 
 
-def _half(values: np.ndarray, largest: int) -> int:
-    """Choose the magnitude up to which symbols have a place in the tables."""
-    if largest <= 16:
-        return int(largest)
-    sample = np.abs(values.reshape(-1)[:: max(1, values.size >> 18)].astype(np.int32))
-    counts = np.bincount(np.minimum(sample, _MOST_HALF + 1), minlength=_MOST_HALF + 2)
-    beyond = counts[::-1].cumsum()[::-1]  # at least so large
-    allowed = sample.size // 8192
-    half = int(np.flatnonzero(beyond <= allowed)[0]) - 1 if beyond[-1] <= allowed else _MOST_HALF
-    return min(max(half, 16), int(largest), _MOST_HALF)
+def _neighbours(values: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, Neighbours | None]:
+    """Give the columns as rows, and a prediction of them if there may be one."""
+    if not may_have_neighbours(values.shape[1], shape):
+        return values, None
+    from fedcompress.kernels.classes import transposed
+
+    across = transposed(values)
+    return across, fit_neighbours(across, shape)
 
 
-def _candidates(rows: int, columns: int, learnt: bool) -> list[_Axes]:
-    if rows == 1:
-        return [_Axes(False, False)]
-    if not learnt and rows * columns >= 1 << 17:
-        return [_Axes(True, True)]
-    return [_Axes(r, c) for r in (False, True) for c in (False, True)]
+def _by_neighbours(
+    across: np.ndarray, neighbours: Neighbours, lags: np.ndarray, bits: float
+) -> bytes | None:
+    """Code with a prediction from neighbouring columns, if that takes fewer bits."""
+    from fedcompress.kernels import along
+
+    left, rest = np.empty_like(across), np.empty(across.shape, np.int8)
+    along.residual(across, neighbours.lags, neighbours.weights, left, rest)
+    outline = outline_of(left, Grouping(rest))
+    if outline is None:
+        return None
+    model = model_of(outline)
+    if model.bits + 4 * neighbours.weights.size > bits:
+        return None
+    side = AdaptiveEncoder()
+    side.put_few(HEAD, _NEIGHBOURS)
+    neighbours.put(side)
+    model.put(side, left, lags, _ONE)
+    return _with_length(side) + _words(model, along=True)
 
 
-def _contexts(
-    row_levels: np.ndarray, column_levels: np.ndarray, axes: _Axes, shape: tuple[int, int]
-) -> np.ndarray:
-    from fedcompress.kernels import classes as kernels
+def _take_neighbours(side: AdaptiveDecoder, data: memoryview, shape: tuple[int, int]) -> np.ndarray:
+    from fedcompress.kernels import along
+    from fedcompress.kernels.classes import rest_limits, transposed
 
-    contexts = np.empty(shape, np.uint8)
-    kernels.classes(
-        row_levels if axes.rows else np.zeros(shape[0], np.int16),
-        column_levels if axes.columns else np.zeros(shape[1], np.int16),
-        contexts,
+    neighbours = Neighbours.take(side, shape[0])
+    levels = Levels.take(side, shape, HEAD, LEVELS)
+    half = take_half(side)
+    tables, far = take_model(side, half, 4, shape[0] * shape[1])
+    states, words = _split(data, 4)
+    values = np.empty(shape, np.int16)
+    end = along.decode(
+        levels.classes(),
+        neighbours.lags,
+        neighbours.weights,
+        rest_limits(),
+        tables.of_context.astype(np.uint8),
+        _slots(tables),
+        half,
+        far,
+        words,
+        states,
+        values,
     )
-    return contexts
+    _check_end(end, words, states)
+    return transposed(values)
 
 
-def _put_beyond(
-    side: AdaptiveEncoder, values: np.ndarray, symbols: np.ndarray, half: int, count: int
-) -> None:
-    from fedcompress.kernels import classes as kernels
-
-    found = np.empty(count, np.int64)
-    kernels.find_beyond(symbols, half, found)
-    far = values.reshape(-1)[found].astype(np.int64)
-    side.put(far - np.sign(far) * half, _BEYOND)
-
-
-def _take_beyond(
-    side: AdaptiveDecoder, values: np.ndarray, symbols: np.ndarray, half: int
+def _take_plain(
+    side: AdaptiveDecoder, data: memoryview, shape: tuple[int, int], transitions: np.ndarray | None
 ) -> np.ndarray:
     from fedcompress.kernels import classes as kernels
+    from fedcompress.kernels import rans
 
-    found = np.empty(max(64, symbols.size // 64), np.int64)
-    count = kernels.find_beyond(symbols, half, found)
-    if count > found.size:
-        found = np.empty(count, np.int64)
-        kernels.find_beyond(symbols, half, found)
-    if count == 0:
-        return values
-    far = side.take(count, _BEYOND)
-    far += np.sign(far) * half
-    largest = int(np.abs(far).max())
-    if largest >= 1 << 31:
-        raise PayloadError("payload: a symbol beyond 31 bits; the bytes are damaged")
-    if largest >= 1 << 15:
+    levels = Levels.take(side, shape, HEAD, LEVELS)
+    half = take_half(side)
+    tables, far = take_model(side, half, 1 if transitions is None else 2, shape[0] * shape[1])
+    states, words = _split(data, _lanes(shape[0] * shape[1]))
+    of_context = tables.of_context.astype(np.uint8)
+    symbols = np.empty(shape, np.uint8)
+    contexts = levels.classes()
+    if transitions is None:
+        end = rans.decode(of_context[contexts], _slots(tables), words, 0, states, symbols)
+    else:
+        parity = np.empty(2 * half + 3, np.uint8)
+        parity[: 2 * half + 1] = np.arange(-half, half + 1) & 1
+        parity[-2:] = 0, 1
+        pairs = of_context.reshape(-1, 2)
+        end = rans.decode_dependent(
+            contexts, pairs, _slots(tables), transitions, parity, words, 0, states, symbols
+        )
+    _check_end(end, words, states)
+    values = np.empty(shape, np.int16)
+    kernels.values_of(symbols, NO_REST, half, values)
+    found = np.empty(far.size, np.int64)
+    if kernels.find_beyond(symbols, half, found) != far.size:
+        raise PayloadError("payload: symbols beyond the tables do not match; damaged bytes")
+    if int(np.abs(far).max(initial=0)) >= 1 << 15:
         values = values.astype(np.int32)
-    values.reshape(-1)[found[:count]] = far
+    values.reshape(-1)[found] = far
     return values
 
 
+def _zero() -> bytes:
+    side = AdaptiveEncoder()
+    side.put_few(HEAD, _ZERO)
+    return _with_length(side)
+
+
+def _encode_learnt(values: np.ndarray, lags: np.ndarray, transitions: np.ndarray | None) -> bytes:
+    from fedcompress.kernels.classes import first_odds
+    from fedcompress.kernels.learnt import spell_matrix
+
+    size = values.size + 2 * sum(values.shape) + 8
+    said, contexts = np.empty(size, np.int64), np.empty(size, np.int64)
+    machine = _NO_TRELLIS if transitions is None else transitions
+    count = spell_matrix(values, lags, machine, HEAD, LEVELS, SYMBOLS, said, contexts)
+    if count == 0:
+        return _zero()
+    side = AdaptiveEncoder()
+    side.put_few(HEAD, _LEARNT)
+    side.expect(np.repeat(first_odds(), 1 if transitions is None else 2), SYMBOLS)
+    side.put(said[:count], 0, contexts[:count])
+    return _with_length(side)
+
+
 def _take_learnt(
-    side: AdaptiveDecoder, contexts: np.ndarray, transitions: np.ndarray | None
+    side: AdaptiveDecoder, shape: tuple[int, int], transitions: np.ndarray | None
 ) -> np.ndarray:
-    if transitions is None:
-        values = side.take(contexts.size, _SYMBOLS + contexts.reshape(-1).astype(np.int64))
-    else:
-        values = side.take_trellis(contexts, _SYMBOLS, transitions)
-    if int(np.abs(values).max(initial=0)) >= 1 << 31:
+    from fedcompress.kernels.classes import first_odds
+    from fedcompress.kernels.learnt import read_matrix
+
+    values = np.empty(shape[0] * shape[1], np.int64)
+    machine = _NO_TRELLIS if transitions is None else transitions
+    side.expect(np.repeat(first_odds(), 1 if transitions is None else 2), SYMBOLS)
+    if not read_matrix(*side.memory, HEAD, LEVELS, SYMBOLS, machine, *shape, values):
+        raise PayloadError("payload: symbols out of range; the bytes are damaged")
+    largest = int(np.abs(values).max())
+    if largest >= 1 << 31:
         raise PayloadError("payload: a symbol beyond 31 bits; the bytes are damaged")
-    dtype = np.int16 if int(np.abs(values).max(initial=0)) < 1 << 15 else np.int32
-    return values.astype(dtype).reshape(contexts.shape)
+    return values.astype(np.int16 if largest < 1 << 15 else np.int32).reshape(shape)
 
 
-def _words(contexts: np.ndarray, symbols: np.ndarray, tables: Tables) -> bytes:
+def _words(model: Model, along: bool = False) -> bytes:
+    from fedcompress.kernels import along as along_kernels
     from fedcompress.kernels import rans
     from fedcompress.kernels.tables import frequencies_of
 
-    frequencies = np.zeros(tables.levels.shape, np.uint32)
-    starts = np.zeros(tables.levels.shape, np.uint32)
-    if not frequencies_of(tables.levels, frequencies, starts):
+    frequencies = np.zeros(model.tables.levels.shape, np.uint32)
+    starts = np.zeros(model.tables.levels.shape, np.uint32)
+    if not frequencies_of(model.tables.levels, frequencies, starts):
         raise AssertionError("a fitted table is empty")
-    states = np.full(_lanes(symbols.size), 1 << 16, np.uint32)
-    words = np.empty(symbols.size + 1, np.uint16)
-    start = rans.encode(
-        contexts,
-        symbols,
-        frequencies[tables.of_context],
-        starts[tables.of_context],
+    states = np.full(4 if along else _lanes(model.outline.symbols.size), 1 << 16, np.uint32)
+    words = np.empty(model.outline.symbols.size + 1, np.uint16)
+    encode = along_kernels.encode if along else rans.encode
+    start = encode(
+        model.outline.contexts,
+        model.outline.symbols,
+        frequencies[model.tables.of_context],
+        starts[model.tables.of_context],
         states,
         words,
     )
     return states.astype("<u4").tobytes() + words[start:].astype("<u2", copy=False).tobytes()
 
 
-def _read_words(
-    data: memoryview,
-    contexts: np.ndarray,
-    tables: Tables,
-    half: int,
-    transitions: np.ndarray | None,
-) -> np.ndarray:
-    from fedcompress.kernels import rans
-    from fedcompress.kernels.tables import frequencies_of, slots_of
-
-    lanes = _lanes(contexts.size)
+def _split(data: memoryview, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give states, and words with room behind them."""
     if len(data) < 4 * lanes or len(data) % 2:
         raise PayloadError("payload: symbols are cut short; the bytes are damaged")
     states = np.frombuffer(data[: 4 * lanes], "<u4").astype(np.uint32)
     words = np.zeros((len(data) - 4 * lanes) // 2 + 4, np.uint16)
     words[:-4] = np.frombuffer(data[4 * lanes :], "<u2")
+    return states, words
+
+
+def _slots(tables: Tables) -> np.ndarray:
+    from fedcompress.kernels import rans
+    from fedcompress.kernels.tables import frequencies_of, slots_of
+
     frequencies = np.zeros(tables.levels.shape, np.uint32)
     if not frequencies_of(tables.levels, frequencies, np.zeros_like(frequencies)):
         raise PayloadError("payload: an empty table of symbols; the bytes are damaged")
     slots = np.empty((len(frequencies), rans.TOTAL), np.uint32)
     slots_of(frequencies, slots)
-    symbols = np.empty(contexts.shape, np.uint8)
-    of_context = tables.of_context.astype(np.uint8)
-    if transitions is None:
-        end = rans.decode(of_context[contexts], slots, words, 0, states, symbols)
-    else:
-        parity = np.empty(2 * half + 3, np.uint8)
-        parity[: 2 * half + 1] = np.arange(-half, half + 1) & 1
-        parity[-2:] = 0, 1
-        end = rans.decode_dependent(
-            contexts, of_context.reshape(-1, 2), slots, transitions, parity, words, 0, states, symbols
-        )
+    return slots
+
+
+def _check_end(end: int, words: np.ndarray, states: np.ndarray) -> None:
     if end != words.size - 4 or not np.all(states == 1 << 16):
-        raise PayloadError("payload: coded symbols do not end where they should; damaged bytes")
-    return symbols
+        raise PayloadError("payload: symbols do not end where they should; the bytes are damaged")
+
+
+def _level_lags(shape: tuple[int, ...]) -> np.ndarray:
+    taps = int(np.prod(shape[2:], dtype=np.int64)) if len(shape) > 2 else 1
+    return np.array([1, taps], np.int64) if taps > 1 else _ONE
 
 
 def _lanes(size: int) -> int:
     return 1 if size < _ONE_LANE_BELOW else 4
 
 
-def _with_length(side: bytes) -> bytes:
-    return write_varint(len(side)) + side
+def _with_length(side: AdaptiveEncoder) -> bytes:
+    data = side.bytes()
+    return write_varint(len(data)) + data

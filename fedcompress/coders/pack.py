@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedcompress.coder import Coder
 from fedcompress.coders.bits import pack_bits, packed_size, unpack_bits, width_of
@@ -14,6 +15,7 @@ from fedcompress.streams import Form, IndexForm, IndexSet, Stream, SymbolForm, S
 from fedcompress.wire import read_signed, read_varint, write_signed, write_varint
 
 _BITMAP, _LIST = 0, 1
+_NARROW = 30  # two such numbers add up within 32 bits
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,12 +28,7 @@ class Pack(Coder):
         """Code one stream."""
         match stream:
             case Symbols(values):
-                flat = values.cpu().numpy().reshape(-1).astype(np.int64)
-                if flat.size == 0:
-                    return b""
-                low = int(flat.min())
-                width = width_of(int(flat.max()) - low)
-                return write_signed(low) + bytes((width,)) + pack_bits(flat - low, width)
+                return _pack_symbols(values.cpu())
             case IndexSet(indices, n):
                 return _pack_positions(indices.cpu().numpy(), n)
             case _:
@@ -48,6 +45,17 @@ class Pack(Coder):
                 return decode_plain(data, form)
 
 
+def _pack_symbols(values: Tensor) -> bytes:
+    if values.numel() == 0:
+        return b""
+    low, high = (int(end) for end in torch.aminmax(values))
+    flat = values.numpy().reshape(-1)
+    width = width_of(high - low)
+    if low:
+        flat = np.subtract(flat, low, dtype=np.int32 if width < 32 else np.int64)
+    return write_signed(low) + bytes((width,)) + pack_bits(flat, width)
+
+
 def _unpack_symbols(data: memoryview, shape: tuple[int, ...]) -> np.ndarray:
     count = int(np.prod(shape, dtype=np.int64))
     if count == 0:
@@ -58,8 +66,12 @@ def _unpack_symbols(data: memoryview, shape: tuple[int, ...]) -> np.ndarray:
     width = data[position] if position < len(data) else 255
     if width > 32 or abs(low) > 1 << 31:
         raise PayloadError("payload: packed symbols wider than 32 bits; the bytes are damaged")
-    values = unpack_bits(data[position + 1 :], count, width) + low
-    return symbols_as_int32(values).reshape(shape)
+    if width <= _NARROW and abs(low) < 1 << _NARROW:
+        values = unpack_bits(data[position + 1 :], count, width, np.int32)
+        values += low
+    else:
+        values = symbols_as_int32(unpack_bits(data[position + 1 :], count, width) + low)
+    return values.reshape(shape)
 
 
 def symbols_as_int32(values: np.ndarray) -> np.ndarray:

@@ -20,12 +20,17 @@ from fedcompress.streams import (
     Seed,
     SeedForm,
     Stream,
+    SymbolForm,
+    Symbols,
 )
 
 
 @dataclass(frozen=True, repr=False)
 class Raw(Coder):
-    """Send floats as they are and positions as 32 or 64-bit integers: the baseline, exact."""
+    """Send floats as they are, positions as 32 or 64-bit integers: the baseline, exact.
+
+    The integers of a side stream take 32 bits each; an array of integers is refused.
+    """
 
     name: ClassVar[str] = "raw"
     takes_symbols: ClassVar[bool] = False
@@ -35,11 +40,15 @@ class Raw(Coder):
         match stream:
             case IndexSet(indices, n):
                 return indices.cpu().numpy().astype(_index_dtype(n)).tobytes()
+            case Symbols(values):
+                return tensor_bytes(values.to(torch.int32)).tobytes()
             case _:
                 return encode_plain(stream)
 
     def decode(self, data: memoryview, form: Form) -> Stream:
         """Read one stream back."""
+        if isinstance(form, SymbolForm):
+            return Symbols(tensor_from_bytes(data, form.shape, torch.int32))
         if not isinstance(form, IndexForm):
             return decode_plain(data, form)
         dtype = np.dtype(_index_dtype(form.n))

@@ -19,10 +19,6 @@ class Tables:
     levels: np.ndarray
     of_context: np.ndarray
 
-    @property
-    def bits_a_symbol(self) -> float:
-        return BITS_A_SYMBOL
-
 
 def fit(counts: np.ndarray, groups: int) -> tuple[Tables, float]:
     """Choose tables for a histogram (contexts, alphabet), and estimate the bits of it all."""
@@ -57,10 +53,17 @@ def put_tables(out: AdaptiveEncoder, tables: Tables, half: int, groups: int, con
             said.append(_OTHER + table)
         if table >= 0:
             last[i % groups] = table
-    out.put(said, context)
-    for levels in tables.levels:
-        values, contexts = _spell(levels, half)
-        out.put(values, context + 1 + contexts)
+    from fedcompress.kernels import tables as kernels
+
+    out.put(np.array(said, np.int64), context)
+    reaches = np.empty(len(tables.levels), np.int64)
+    kernels.reaches_of(tables.levels, half, reaches)
+    out.put(reaches, context + 1)
+    contexts = np.empty(_spelled(reaches), np.uint8)
+    kernels.contexts_of(reaches, contexts)
+    values = np.empty(contexts.size, np.int64)
+    kernels.spell(tables.levels, half, reaches, values)
+    out.put(values, context + 2, contexts)
 
 
 def take_tables(
@@ -79,41 +82,22 @@ def take_tables(
         if said < 0 or last[i % groups] >= known or known > MOST_TABLES:
             raise PayloadError("payload: a table of symbols that does not exist; it is damaged")
         of_context[i] = last[i % groups]
-    levels = np.stack([_read(data, half, context) for _ in range(known)]) if known else None
-    if levels is None:
+    if known == 0:
         raise PayloadError("payload: symbols without a table; the bytes are damaged")
+    from fedcompress.kernels import tables as kernels
+
+    reaches = data.take(known, context + 1)
+    if int(reaches.min()) < 0 or int(reaches.max()) > half:
+        raise PayloadError("payload: a table wider than its alphabet; the bytes are damaged")
+    contexts_said = np.empty(_spelled(reaches), np.uint8)
+    kernels.contexts_of(reaches, contexts_said)
+    values = data.take(contexts_said.size, context + 2, contexts_said)
+    levels = np.empty((known, 2 * half + 3), np.int64)
+    if not kernels.unspell(values, half, reaches, levels):
+        raise PayloadError("payload: a frequency out of range; the bytes are damaged")
     return Tables(levels, of_context)
 
 
-def _spell(levels: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
-    """Write a table's levels as differences from what the symbols nearer zero suggest."""
-    from fedcompress.kernels.tables import spell
-
-    used = np.flatnonzero(levels[: 2 * half + 1] != spell_absent())
-    reach = int(np.abs(used - half).max(initial=0))
-    values = np.empty(2 * reach + 4, np.int64)
-    contexts = np.empty(2 * reach + 4, np.int64)
-    spell(levels, half, reach, values, contexts)
-    return values, contexts
-
-
-def _read(data: AdaptiveDecoder, half: int, context: int) -> np.ndarray:
-    from fedcompress.kernels import tables as kernels
-
-    reach = data.take_one(context + 1)
-    if not 0 <= reach <= half:
-        raise PayloadError("payload: a table wider than its alphabet; the bytes are damaged")
-    contexts = np.empty(2 * reach + 3, np.int64)
-    kernels.spelled_contexts(contexts)
-    values = data.take(2 * reach + 3, context + 1 + contexts)
-    levels = np.full(2 * half + 3, kernels.ABSENT, np.int64)
-    if not kernels.read_spelled(values, half, reach, levels):
-        raise PayloadError("payload: a frequency out of range; the bytes are damaged")
-    return levels
-
-
-def spell_absent() -> int:
-    """Give the level of a symbol that a table does not hold."""
-    from fedcompress.kernels.tables import ABSENT
-
-    return ABSENT
+def _spelled(reaches: np.ndarray) -> int:
+    """Count the integers that spell tables of these reaches."""
+    return int((2 * reaches + 3).sum())

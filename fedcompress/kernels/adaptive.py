@@ -4,208 +4,250 @@ The carry-propagating range coder is Martin's (1979) in the byte-wise form of LZ
 An integer is spelled as zero or not, its sign, its magnitude in unary up to a limit, and what
 is beyond in an Elias-gamma code whose prefix is learnt as well. A probability moves by 1/(n + 1.5)
 at its n-th bit, so that it starts as the Krichevsky–Trofimov estimate does, and by 1/128 later.
+
+Both loops code one bit a turn, so that the code of a bit stands once and its registers need never
+be written back.
 """
 
 import numpy as np
 
-from fedcompress.kernels.jit import inlined, kernel
+from fedcompress.kernels.jit import kernel
 
 UNARY = 14  # magnitudes up to this are spelled in unary
 PREFIX = 44  # octaves of what is beyond
 SLOTS = 2 + UNARY + PREFIX  # adaptive bits of a context
 LIMIT = 1 << 40  # magnitudes are below this
+_MOST_OCTAVES = 40
 _BITS = 15
 _ONE = 1 << _BITS
 _TOP = 1 << 24
 _SLOWEST = 126
 _RATES = np.array([int(65536 / (n + 1.5)) for n in range(_SLOWEST + 1)], np.int64)
+_LEAST, _MOST = 16, _ONE - 16  # odds stay between these
 
-# Registers of a coder, in one array of int64: range, then low, cache, pending, position (encoder)
+# Registers of a coder, in one array of int64: width, then low, cache, pending, position (encoder)
 # or code, position (decoder).
 REGISTERS = 5
 
 
-@inlined
-def _adapt(odds, counts, slot, bit):  # type: ignore[no-untyped-def]
-    n = counts[slot]
-    target = 0 if bit else _ONE
-    odds[slot] += ((target - odds[slot]) * _RATES[n]) >> 16
-    if odds[slot] < 16:
-        odds[slot] = 16
-    elif odds[slot] > _ONE - 16:
-        odds[slot] = _ONE - 16
-    if n < _SLOWEST:
-        counts[slot] = n + 1
-
-
-@inlined
-def _shift_low(registers, out):  # type: ignore[no-untyped-def]
-    low = registers[1]
-    if low < 0xFF000000 or low > 0xFFFFFFFF:
-        carry = low >> 32
-        position = registers[4]
-        if registers[2] >= 0:
-            out[position] = (registers[2] + carry) & 0xFF
-            position += 1
-        while registers[3] > 0:
-            out[position] = (0xFF + carry) & 0xFF
-            position += 1
-            registers[3] -= 1
-        registers[4] = position
-        registers[2] = (low >> 24) & 0xFF
-    else:
-        registers[3] += 1
-    registers[1] = (low & 0x00FFFFFF) << 8
-
-
-@inlined
-def _put_bit(registers, out, odds, counts, slot, bit):  # type: ignore[no-untyped-def]
-    bound = (registers[0] >> _BITS) * odds[slot]
-    if bit:
-        registers[1] += bound
-        registers[0] -= bound
-    else:
-        registers[0] = bound
-    _adapt(odds, counts, slot, bit)
-    while registers[0] < _TOP:
-        registers[0] <<= 8
-        _shift_low(registers, out)
-
-
-@inlined
-def _put_even_bit(registers, out, bit):  # type: ignore[no-untyped-def]
-    registers[0] >>= 1
-    if bit:
-        registers[1] += registers[0]
-    while registers[0] < _TOP:
-        registers[0] <<= 8
-        _shift_low(registers, out)
-
-
 @kernel
-def put(registers, out, odds, counts, values, contexts):  # type: ignore[no-untyped-def]
+def put(
+    registers: np.ndarray,
+    out: np.ndarray,
+    odds: np.ndarray,
+    counts: np.ndarray,
+    values: np.ndarray,
+    contexts: np.ndarray,
+) -> int:
     """Code ``values[i]`` in context ``contexts[i]``; stops early where ``out`` may be too small.
 
     Returns how many were coded.
     """
+    width, low = registers[0], registers[1]
+    cache, pending, position = registers[2], registers[3], registers[4]
+    done = values.size
     for i in range(values.size):
-        if registers[4] + registers[3] + 64 > out.size:
-            return i
+        if position + pending + 160 > out.size:
+            done = i
+            break
         value = values[i]
-        base = contexts[i] * SLOTS
-        _put_bit(registers, out, odds, counts, base, 1 if value != 0 else 0)
-        if value == 0:
-            continue
-        _put_bit(registers, out, odds, counts, base + 1, 1 if value < 0 else 0)
         rest = abs(value) - 1
-        for j in range(UNARY):
-            more = 1 if rest > j else 0
-            _put_bit(registers, out, odds, counts, base + 2 + j, more)
-            if not more:
-                break
-        if rest >= UNARY:
-            rest -= UNARY - 1
-            octave = 0
-            while rest >> (octave + 1):
-                octave += 1
-            for j in range(octave):
-                _put_bit(registers, out, odds, counts, base + 2 + UNARY + j, 1)
-            _put_bit(registers, out, odds, counts, base + 2 + UNARY + octave, 0)
-            for j in range(octave - 1, -1, -1):
-                _put_even_bit(registers, out, (rest >> j) & 1)
-    return values.size
+        base = contexts[i] * SLOTS
+        slot = 0  # the bit to code: an adaptive one, or from SLOTS on a plain one
+        octave = 0
+        while (rest - UNARY + 1) >> (octave + 1) > 0:
+            octave += 1
+        plain = octave
+        while True:
+            if slot == 0:
+                bit = np.int64(value != 0)
+            elif slot == 1:
+                bit = np.int64(value < 0)
+            elif slot < 2 + UNARY:
+                bit = np.int64(rest > slot - 2)
+            elif slot < SLOTS:
+                bit = np.int64(octave > slot - 2 - UNARY)
+            else:
+                bit = ((rest - UNARY + 1) >> plain) & 1
+            if slot < SLOTS:
+                chance = odds[base + slot]
+                bound = (width >> _BITS) * chance
+                if bit:
+                    low += bound
+                    width -= bound
+                else:
+                    width = bound
+                n = counts[base + slot]
+                chance += (((1 - bit) * _ONE - chance) * _RATES[n]) >> 16
+                odds[base + slot] = min(max(chance, _LEAST), _MOST)
+                counts[base + slot] = min(n + 1, _SLOWEST)
+            else:
+                width >>= 1
+                low += width * bit
+            while width < _TOP:
+                width <<= 8
+                if low < 0xFF000000 or low > 0xFFFFFFFF:
+                    carry = low >> 32
+                    if cache >= 0:
+                        out[position] = (cache + carry) & 0xFF
+                        position += 1
+                    while pending > 0:
+                        out[position] = (0xFF + carry) & 0xFF
+                        position += 1
+                        pending -= 1
+                    cache = (low >> 24) & 0xFF
+                else:
+                    pending += 1
+                low = (low & 0x00FFFFFF) << 8
+            # Which bit is next?
+            if slot == 0:
+                if bit == 0:
+                    break
+                slot = 1
+            elif slot == 1:
+                slot = 2
+            elif slot < 2 + UNARY:
+                if bit == 0:
+                    break
+                slot += 1
+            elif slot < SLOTS:
+                slot += 1
+                if bit == 0:
+                    slot = SLOTS
+            if slot == SLOTS:
+                plain -= 1
+                if plain < 0:
+                    break
+    registers[0], registers[1] = width, low
+    registers[2], registers[3], registers[4] = cache, pending, position
+    return done
 
 
 @kernel
-def finish(registers, out):  # type: ignore[no-untyped-def]
+def finish(registers: np.ndarray, out: np.ndarray) -> int:
     """Write what is left in as few bytes as tell it; returns the number of bytes in ``out``."""
-    low, width = registers[1], registers[0]
+    width, low = registers[0], registers[1]
+    cache, pending, position = registers[2], registers[3], registers[4]
     for zeros in (32, 24, 16, 8, 0):
         mask = (1 << zeros) - 1
         value = (low + mask) & ~mask
         if value < low + width:
-            registers[1] = value
+            low = value
             break
     for _ in range(5):
-        _shift_low(registers, out)
-    size = registers[4]
-    while size > 0 and out[size - 1] == 0:  # the decoder reads zeros behind the end
-        size -= 1
-    return size
-
-
-@inlined
-def _fill(registers, data):  # type: ignore[no-untyped-def]
-    while registers[0] < _TOP:
-        registers[0] <<= 8
-        position = registers[2]
-        byte = np.int64(data[position]) if position < data.size else 0
-        registers[1] = (registers[1] << 8) | byte
-        registers[2] = position + 1
-
-
-@inlined
-def _take_bit(registers, data, odds, counts, slot):  # type: ignore[no-untyped-def]
-    bound = (registers[0] >> _BITS) * odds[slot]
-    if registers[1] < bound:
-        registers[0] = bound
-        bit = 0
-    else:
-        registers[1] -= bound
-        registers[0] -= bound
-        bit = 1
-    _adapt(odds, counts, slot, bit)
-    _fill(registers, data)
-    return bit
+        if low < 0xFF000000 or low > 0xFFFFFFFF:
+            carry = low >> 32
+            if cache >= 0:
+                out[position] = (cache + carry) & 0xFF
+                position += 1
+            while pending > 0:
+                out[position] = (0xFF + carry) & 0xFF
+                position += 1
+                pending -= 1
+            cache = (low >> 24) & 0xFF
+        else:
+            pending += 1
+        low = (low & 0x00FFFFFF) << 8
+    least = max(0, position - 8)  # the decoder reads so many zeros behind the end, and no more
+    while position > least and out[position - 1] == 0:
+        position -= 1
+    return position
 
 
 @kernel
-def _take_integer(registers, data, odds, counts, base):  # type: ignore[no-untyped-def]
-    """Read one integer; beyond ``LIMIT`` where the bytes are damaged."""
-    if not _take_bit(registers, data, odds, counts, base):
-        return 0
-    negative = _take_bit(registers, data, odds, counts, base + 1)
-    rest = 0
-    while rest < UNARY and _take_bit(registers, data, odds, counts, base + 2 + rest):
-        rest += 1
-    if rest == UNARY:
-        octave = 0
-        while _take_bit(registers, data, odds, counts, base + 2 + UNARY + octave):
-            octave += 1
-            if octave >= 40:
-                return 4 * LIMIT
-        beyond = 1
-        for _ in range(octave):
-            registers[0] >>= 1
-            bit = 1 if registers[1] >= registers[0] else 0
-            if bit:
-                registers[1] -= registers[0]
-            beyond = (beyond << 1) | bit
-            _fill(registers, data)
-        rest = UNARY - 1 + beyond
-    return -(rest + 1) if negative else rest + 1
+def take(
+    registers: np.ndarray,
+    data: np.ndarray,
+    odds: np.ndarray,
+    counts: np.ndarray,
+    values: np.ndarray,
+    base: int,
+    contexts: np.ndarray,
+    columns: int,
+    transitions: np.ndarray,
+) -> bool:
+    """Read ``values[i]`` in context ``base + contexts[i]``, or ``base`` if there are none.
 
-
-@kernel
-def take(registers, data, odds, counts, values, contexts):  # type: ignore[no-untyped-def]
-    """Read ``values[i]`` in context ``contexts[i]``; returns False where the bytes are damaged."""
+    With ``transitions``, shape (states, 3), the values are rows of ``columns`` levels of a
+    trellis, and contexts come in pairs, one for each quantizer. Returns False where the bytes
+    are damaged.
+    """
+    width, code, position = registers[0], registers[1], registers[2]
+    state = 0
+    column = 0
     for i in range(values.size):
-        values[i] = _take_integer(registers, data, odds, counts, contexts[i] * SLOTS)
-        if values[i] > LIMIT:
-            return False
-    return registers[2] <= data.size + 8
-
-
-@kernel
-def take_trellis(registers, data, odds, counts, values, contexts, base, transitions):  # type: ignore[no-untyped-def]
-    """Read rows of levels in contexts ``base + 2 × contexts + quantizer``."""
-    for row in range(values.shape[0]):
-        state = 0
-        for column in range(values.shape[1]):
-            context = base + 2 * np.int64(contexts[row, column]) + transitions[state, 2]
-            value = _take_integer(registers, data, odds, counts, context * SLOTS)
-            if value > LIMIT:
-                return False
-            values[row, column] = value
+        context = base
+        if contexts.size:
+            context += np.int64(contexts[i])
+        if transitions.size:
+            if column == columns:
+                column = 0
+                state = 0
+            column += 1
+            context += np.int64(contexts[i]) + transitions[state, 2]
+        first = context * SLOTS
+        slot = 0
+        value = 0
+        negative = 0
+        octave = 0
+        beyond = 1
+        while True:
+            if slot < SLOTS:
+                chance = odds[first + slot]
+                bound = (width >> _BITS) * chance
+                bit = np.int64(code >= bound)
+                if bit:
+                    code -= bound
+                    width -= bound
+                else:
+                    width = bound
+                n = counts[first + slot]
+                chance += (((1 - bit) * _ONE - chance) * _RATES[n]) >> 16
+                odds[first + slot] = min(max(chance, _LEAST), _MOST)
+                counts[first + slot] = min(n + 1, _SLOWEST)
+            else:
+                width >>= 1
+                bit = np.int64(code >= width)
+                code -= width * bit
+            while width < _TOP:
+                width <<= 8
+                code <<= 8
+                if position < data.size:
+                    code |= np.int64(data[position])
+                position += 1
+            if slot == 0:
+                if bit == 0:
+                    break
+                slot = 1
+                value = 1
+            elif slot == 1:
+                negative = bit
+                slot = 2
+            elif slot < 2 + UNARY:
+                if bit == 0:
+                    break
+                value += 1
+                slot += 1
+            elif slot < SLOTS:
+                slot += 1
+                if bit == 0:
+                    slot = SLOTS
+                    if octave == 0:
+                        value += beyond - 1
+                        break
+                else:
+                    octave += 1
+                    if octave >= _MOST_OCTAVES:
+                        return False
+            else:
+                beyond = (beyond << 1) | bit
+                octave -= 1
+                if octave == 0:
+                    value += beyond - 1
+                    break
+        value = -value if negative else value
+        values[i] = value
+        if transitions.size:
             state = transitions[state, value & 1]
-    return registers[2] <= data.size + 8
+    registers[0], registers[1], registers[2] = width, code, position
+    return position <= data.size + 8

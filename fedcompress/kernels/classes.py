@@ -7,6 +7,8 @@ large that rest is beside the class's magnitude. Levels of a trellis have two gr
 quantizer.
 """
 
+from functools import cache
+
 import numpy as np
 
 from fedcompress.kernels.jit import kernel
@@ -14,11 +16,54 @@ from fedcompress.kernels.jit import kernel
 FIRST, LAST = -20, 14  # levels beyond these join the outermost class
 CLASSES = LAST - FIRST + 2  # the first class is of rows and columns of zeros
 EMPTY = -1000  # level of a row or column of zeros
-REST_UNIT = 126  # a rest of half a step is stored as 63
+REST_UNIT = 128  # a rest of half a step is stored as 64
+
+
+@cache
+def rest_limits() -> np.ndarray:
+    """Give, for each class, the sizes of a rest (uint8, (classes, 3)) that part the four groups.
+
+    They are .1, .3 and .8 of the class's mean magnitude; 65 is never exceeded.
+    """
+    limits = np.full((CLASSES, 3), 65, np.uint8)
+    for k in range(1, CLASSES):
+        level = FIRST + k - 1
+        magnitude = 2.0 ** (level // 2) * (1.4142135623730951 if level % 2 else 1.0)
+        for i, share in enumerate((0.1, 0.3, 0.8)):
+            limits[k, i] = min(65, int(share * magnitude * REST_UNIT))
+    return limits
+
+
+@cache
+def first_odds() -> np.ndarray:
+    """Give, for each class, the odds out of 2**15 against one more step of magnitude.
+
+    They are those of a geometric distribution of the class's mean, with which histograms that
+    are learnt on the way begin.
+    """
+    odds = np.full(CLASSES, 1 << 14, np.int64)
+    for k in range(1, CLASSES):
+        level = FIRST + k - 1
+        magnitude = 2.0 ** (level // 2) * (1.4142135623730951 if level % 2 else 1.0)
+        odds[k] = min(max(int(32768 / (1 + magnitude)), 64), 32704)
+    return odds
 
 
 @kernel
-def sums(values, by_row, by_column):  # type: ignore[no-untyped-def]
+def transposed(values: np.ndarray) -> np.ndarray:
+    """Copy a matrix, columns as rows, block by block so that both stay in the cache."""
+    rows, columns = values.shape
+    out = np.empty((columns, rows), values.dtype)
+    for top in range(0, rows, 32):
+        for left in range(0, columns, 32):
+            for column in range(left, min(left + 32, columns)):
+                for row in range(top, min(top + 32, rows)):
+                    out[column, row] = values[row, column]
+    return out
+
+
+@kernel
+def sums(values: np.ndarray, by_row: np.ndarray, by_column: np.ndarray) -> int:
     """Add the magnitudes by row and by column (int64, from zero); returns the largest."""
     rows, columns = values.shape
     largest = np.int64(0)
@@ -41,7 +86,55 @@ def sums(values, by_row, by_column):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def residual(values, predicted, out, rest):  # type: ignore[no-untyped-def]
+def levels_of(sums: np.ndarray, divisor: float, most: int, levels: np.ndarray) -> None:
+    """Round the logarithms of means, ``sums / divisor``, to half octaves within ±``most``."""
+    for i in range(sums.size):
+        if sums[i] > 0:
+            level = np.rint(2 * np.log2(sums[i] / divisor))
+            levels[i] = np.int16(min(max(level, -most), most))
+        else:
+            levels[i] = EMPTY
+
+
+@kernel
+def axes_bits(
+    symbols: np.ndarray,
+    row_levels: np.ndarray,
+    column_levels: np.ndarray,
+    one_level: int,
+    alphabet: int,
+    bits_a_symbol: float,
+) -> np.ndarray:
+    """Estimate the bits of symbols by class, for levels of neither, rows, columns and both.
+
+    The entropy of each class's histogram, and ``bits_a_symbol`` for each symbol in it.
+    """
+    rows, columns = symbols.shape
+    bits = np.zeros(4, np.float64)
+    for sent in range(4):
+        counts = np.zeros((CLASSES, alphabet), np.int32)
+        for row in range(rows):
+            level = row_levels[row] if sent & 1 else one_level
+            for column in range(columns):
+                k = np.int64(level) + 1 - FIRST
+                if sent & 2:
+                    k += column_levels[column]
+                k = max(min(k, CLASSES - 1), 1) if k > -500 else 0
+                counts[k, symbols[row, column]] += 1
+        for k in range(CLASSES):
+            total = 0.0
+            for s in range(alphabet):
+                n = counts[k, s]
+                if n > 0:
+                    total += n
+                    bits[sent] += bits_a_symbol - n * np.log2(n)
+            if total > 0:
+                bits[sent] += total * np.log2(total)
+    return bits
+
+
+@kernel
+def residual(values: np.ndarray, predicted: np.ndarray, out: np.ndarray, rest: np.ndarray) -> None:
     """Split a prediction (float32) into its nearest integer, taken off, and the rest (int8)."""
     rows, columns = values.shape
     for row in range(rows):
@@ -54,7 +147,7 @@ def residual(values, predicted, out, rest):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def classes(row_levels, column_levels, out):  # type: ignore[no-untyped-def]
+def classes(row_levels: np.ndarray, column_levels: np.ndarray, out: np.ndarray) -> None:
     """Give the class of every entry (uint8)."""
     for row in range(out.shape[0]):
         level = row_levels[row] + np.int16(1 - FIRST)
@@ -65,23 +158,23 @@ def classes(row_levels, column_levels, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def groups_of_rest(rest, limits, tables, classes_of):  # type: ignore[no-untyped-def]
-    """Replace classes by contexts: 4 × class + group of the rest (in place)."""
+def groups_of_rest(rest: np.ndarray, limits: np.ndarray, contexts: np.ndarray) -> None:
+    """Replace classes by contexts, 4 × class + group of the rest's size (in place)."""
     rows, columns = rest.shape
     for row in range(rows):
         for column in range(columns):
-            k = classes_of[row, column]
+            k = contexts[row, column]
             size = np.uint8(abs(rest[row, column]))
             group = (
                 np.uint8(size > limits[k, 0])
                 + np.uint8(size > limits[k, 1])
                 + np.uint8(size > limits[k, 2])
             )
-            classes_of[row, column] = tables[4 * k + group]
+            contexts[row, column] = 4 * k + group
 
 
 @kernel
-def groups_of_state(values, transitions, contexts):  # type: ignore[no-untyped-def]
+def groups_of_state(values: np.ndarray, transitions: np.ndarray, contexts: np.ndarray) -> None:
     """Replace classes by contexts, 2 × class + quantizer, as the trellis runs through a row.
 
     ``transitions`` has a row for each state: the next state after an even and an odd level, and
@@ -108,7 +201,7 @@ def groups_of_state(values, transitions, contexts):  # type: ignore[no-untyped-d
 
 
 @kernel
-def symbols_of(values, rest, half, symbols):  # type: ignore[no-untyped-def]
+def symbols_of(values: np.ndarray, rest: np.ndarray, half: int, symbols: np.ndarray) -> int:
     """Number the symbols: 0 … 2·half for −half … half, then what is beyond, even and odd.
 
     ``rest`` of shape (0, 0) stands for no prediction.
@@ -124,15 +217,13 @@ def symbols_of(values, rest, half, symbols):  # type: ignore[no-untyped-def]
                 value = -value if rest[row, column] < 0 else value
             inside = abs(value) <= half
             outside += np.int32(not inside)
-            symbols[row, column] = np.uint8(
-                value + half if inside else 2 * half + 1 + (value & 1)
-            )
+            symbols[row, column] = np.uint8(value + half if inside else 2 * half + 1 + (value & 1))
         beyond += outside
     return beyond
 
 
 @kernel
-def count(contexts, symbols, counts):  # type: ignore[no-untyped-def]
+def count(contexts: np.ndarray, symbols: np.ndarray, counts: np.ndarray) -> None:
     """Add to the histogram (uint32, (2, contexts, alphabet)) of symbols by context.
 
     Two copies, since a count that was just written is slow to read.
@@ -147,7 +238,7 @@ def count(contexts, symbols, counts):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def values_of(symbols, rest, half, out):  # type: ignore[no-untyped-def]
+def values_of(symbols: np.ndarray, rest: np.ndarray, half: int, out: np.ndarray) -> None:
     """Undo `symbols_of`, in place of what is beyond ``half`` putting half + 1 or + 2."""
     rows, columns = symbols.shape
     turned = rest.size > 0
@@ -160,7 +251,7 @@ def values_of(symbols, rest, half, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def find_beyond(symbols, half, found):  # type: ignore[no-untyped-def]
+def find_beyond(symbols: np.ndarray, half: int, found: np.ndarray) -> int:
     """List the positions (row by row) of symbols beyond ``half``; returns how many there are."""
     n = 0
     flat = symbols.reshape(-1)
@@ -173,7 +264,7 @@ def find_beyond(symbols, half, found):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def add_nearest(values, predicted):  # type: ignore[no-untyped-def]
+def add_nearest(values: np.ndarray, predicted: np.ndarray) -> None:
     """Add the nearest integers of a prediction (float32) in place."""
     rows, columns = values.shape
     for row in range(rows):

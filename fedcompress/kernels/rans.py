@@ -18,7 +18,14 @@ LANES = 4
 
 
 @kernel
-def encode(tables, symbols, frequencies, starts, states, words):  # type: ignore[no-untyped-def]
+def encode(
+    tables: np.ndarray,
+    symbols: np.ndarray,
+    frequencies: np.ndarray,
+    starts: np.ndarray,
+    states: np.ndarray,
+    words: np.ndarray,
+) -> int:
     """Code rows of symbols, the last one first, into the end of ``words`` (uint16).
 
     Parameters
@@ -89,7 +96,14 @@ def encode(tables, symbols, frequencies, starts, states, words):  # type: ignore
 
 
 @kernel
-def decode(tables, slots, words, position, states, symbols):  # type: ignore[no-untyped-def]
+def decode(
+    tables: np.ndarray,
+    slots: np.ndarray,
+    words: np.ndarray,
+    position: int,
+    states: np.ndarray,
+    symbols: np.ndarray,
+) -> int:
     """Read rows of symbols; returns the position behind the last word, −1 if words run out.
 
     Parameters
@@ -117,10 +131,18 @@ def decode(tables, slots, words, position, states, symbols):  # type: ignore[no-
                 e1 = slots[tables[row + 1, column], x1 & mask]
                 e2 = slots[tables[row + 2, column], x2 & mask]
                 e3 = slots[tables[row + 3, column], x3 & mask]
-                x0 = np.uint32(((e0 >> np.uint32(12)) & mask) + np.uint32(1)) * (x0 >> np.uint32(12)) + (e0 & mask)
-                x1 = np.uint32(((e1 >> np.uint32(12)) & mask) + np.uint32(1)) * (x1 >> np.uint32(12)) + (e1 & mask)
-                x2 = np.uint32(((e2 >> np.uint32(12)) & mask) + np.uint32(1)) * (x2 >> np.uint32(12)) + (e2 & mask)
-                x3 = np.uint32(((e3 >> np.uint32(12)) & mask) + np.uint32(1)) * (x3 >> np.uint32(12)) + (e3 & mask)
+                x0 = np.uint32(((e0 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                    x0 >> np.uint32(12)
+                ) + (e0 & mask)
+                x1 = np.uint32(((e1 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                    x1 >> np.uint32(12)
+                ) + (e1 & mask)
+                x2 = np.uint32(((e2 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                    x2 >> np.uint32(12)
+                ) + (e2 & mask)
+                x3 = np.uint32(((e3 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                    x3 >> np.uint32(12)
+                ) + (e3 & mask)
                 symbols[row, column] = np.uint8(e0 >> np.uint32(24))
                 symbols[row + 1, column] = np.uint8(e1 >> np.uint32(24))
                 symbols[row + 2, column] = np.uint8(e2 >> np.uint32(24))
@@ -143,7 +165,9 @@ def decode(tables, slots, words, position, states, symbols):  # type: ignore[no-
     for row in range(grouped, rows):
         for column in range(columns):
             e0 = slots[tables[row, column], x0 & mask]
-            x0 = np.uint32(((e0 >> np.uint32(12)) & mask) + np.uint32(1)) * (x0 >> np.uint32(12)) + (e0 & mask)
+            x0 = np.uint32(((e0 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                x0 >> np.uint32(12)
+            ) + (e0 & mask)
             symbols[row, column] = np.uint8(e0 >> np.uint32(24))
             if x0 < _LOWEST:
                 x0 = (x0 << np.uint32(16)) | np.uint32(words[position])
@@ -155,7 +179,17 @@ def decode(tables, slots, words, position, states, symbols):  # type: ignore[no-
 
 
 @kernel
-def decode_dependent(classes, pairs, slots, transitions, moves, words, position, states, symbols):  # type: ignore[no-untyped-def]
+def decode_dependent(
+    classes: np.ndarray,
+    pairs: np.ndarray,
+    slots: np.ndarray,
+    transitions: np.ndarray,
+    moves: np.ndarray,
+    words: np.ndarray,
+    position: int,
+    states: np.ndarray,
+    symbols: np.ndarray,
+) -> int:
     """Read rows of a trellis' levels, as `decode` does.
 
     Parameters
@@ -195,10 +229,18 @@ def decode_dependent(classes, pairs, slots, transitions, moves, words, position,
                 d1 = follow[d1, e1 >> np.uint32(24)]
                 d2 = follow[d2, e2 >> np.uint32(24)]
                 d3 = follow[d3, e3 >> np.uint32(24)]
-                x0 = np.uint32(((e0 >> np.uint32(12)) & mask) + np.uint32(1)) * (x0 >> np.uint32(12)) + (e0 & mask)
-                x1 = np.uint32(((e1 >> np.uint32(12)) & mask) + np.uint32(1)) * (x1 >> np.uint32(12)) + (e1 & mask)
-                x2 = np.uint32(((e2 >> np.uint32(12)) & mask) + np.uint32(1)) * (x2 >> np.uint32(12)) + (e2 & mask)
-                x3 = np.uint32(((e3 >> np.uint32(12)) & mask) + np.uint32(1)) * (x3 >> np.uint32(12)) + (e3 & mask)
+                x0 = np.uint32(((e0 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                    x0 >> np.uint32(12)
+                ) + (e0 & mask)
+                x1 = np.uint32(((e1 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                    x1 >> np.uint32(12)
+                ) + (e1 & mask)
+                x2 = np.uint32(((e2 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                    x2 >> np.uint32(12)
+                ) + (e2 & mask)
+                x3 = np.uint32(((e3 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                    x3 >> np.uint32(12)
+                ) + (e3 & mask)
                 symbols[row, column] = np.uint8(e0 >> np.uint32(24))
                 symbols[row + 1, column] = np.uint8(e1 >> np.uint32(24))
                 symbols[row + 2, column] = np.uint8(e2 >> np.uint32(24))
@@ -223,7 +265,9 @@ def decode_dependent(classes, pairs, slots, transitions, moves, words, position,
         for column in range(columns):
             e0 = slots[pairs[classes[row, column], kind[d0]], x0 & mask]
             d0 = follow[d0, e0 >> np.uint32(24)]
-            x0 = np.uint32(((e0 >> np.uint32(12)) & mask) + np.uint32(1)) * (x0 >> np.uint32(12)) + (e0 & mask)
+            x0 = np.uint32(((e0 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                x0 >> np.uint32(12)
+            ) + (e0 & mask)
             symbols[row, column] = np.uint8(e0 >> np.uint32(24))
             if x0 < _LOWEST:
                 x0 = (x0 << np.uint32(16)) | np.uint32(words[position])

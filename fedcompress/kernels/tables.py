@@ -9,11 +9,11 @@ ABSENT = 63  # level of a symbol that a table does not hold
 # Level l stands for the weight 2**(-l / 4), in integers: a payload must not hang on how a machine
 # rounds powers of two.
 _QUARTERS = np.array([1 << 24, 14107901, 11863283, 9975793], np.int64)
-WEIGHTS = np.array([int(_QUARTERS[l % 4]) >> (l // 4) for l in range(ABSENT)] + [0], np.int64)
+WEIGHTS = np.array([int(_QUARTERS[i % 4]) >> (i // 4) for i in range(ABSENT)] + [0], np.int64)
 
 
 @kernel
-def _cost(counts, bits_a_symbol, bits_a_table):  # type: ignore[no-untyped-def]
+def _cost(counts: np.ndarray, bits_a_symbol: float, bits_a_table: float) -> float:
     total = 0.0
     bits = 0.0
     for s in range(counts.size):
@@ -24,12 +24,22 @@ def _cost(counts, bits_a_symbol, bits_a_table):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _gain(counts, costs, a, b, bits_a_symbol, bits_a_table):  # type: ignore[no-untyped-def]
+def _gain(
+    counts: np.ndarray, costs: np.ndarray, a: int, b: int, bits_a_symbol: float, bits_a_table: float
+) -> float:
     return costs[a] + costs[b] - _cost(counts[a] + counts[b], bits_a_symbol, bits_a_table)
 
 
 @kernel
-def _merge(counts, costs, owner, a, b, bits_a_symbol, bits_a_table):  # type: ignore[no-untyped-def]
+def _merge(
+    counts: np.ndarray,
+    costs: np.ndarray,
+    owner: np.ndarray,
+    a: int,
+    b: int,
+    bits_a_symbol: float,
+    bits_a_table: float,
+) -> None:
     counts[a] += counts[b]
     costs[a] = _cost(counts[a], bits_a_symbol, bits_a_table)
     for i in range(owner.size):
@@ -38,7 +48,14 @@ def _merge(counts, costs, owner, a, b, bits_a_symbol, bits_a_table):  # type: ig
 
 
 @kernel
-def join(counts, groups, most, bits_a_symbol, bits_a_table, owner):  # type: ignore[no-untyped-def]
+def join(
+    counts: np.ndarray,
+    groups: int,
+    most: int,
+    bits_a_symbol: float,
+    bits_a_table: float,
+    owner: np.ndarray,
+) -> float:
     """Join histograms while that costs less than the tables saved, and down to ``most``.
 
     First neighbouring classes of a group, then any two that are left.
@@ -71,7 +88,9 @@ def join(counts, groups, most, bits_a_symbol, bits_a_table, owner):  # type: ign
                 left += 1
         gains = np.empty(max(left - first, 1))
         for n in range(first, left - 1):
-            gains[n - first] = _gain(counts, costs, live[n], live[n + 1], bits_a_symbol, bits_a_table)
+            gains[n - first] = _gain(
+                counts, costs, live[n], live[n + 1], bits_a_symbol, bits_a_table
+            )
         while left - first > 1:
             best = first
             for n in range(first, left - 1):
@@ -120,7 +139,7 @@ def join(counts, groups, most, bits_a_symbol, bits_a_table, owner):  # type: ign
 
 
 @kernel
-def levels_of(counts, levels):  # type: ignore[no-untyped-def]
+def levels_of(counts: np.ndarray, levels: np.ndarray) -> None:
     """Round each histogram (tables, alphabet) to levels: quarter octaves below its largest."""
     for t in range(counts.shape[0]):
         top = counts[t].max()
@@ -132,7 +151,7 @@ def levels_of(counts, levels):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def frequencies_of(levels, frequencies, starts):  # type: ignore[no-untyped-def]
+def frequencies_of(levels: np.ndarray, frequencies: np.ndarray, starts: np.ndarray) -> bool:
     """Spread TOTAL over the symbols of each table (uint32); False where it is too small."""
     for t in range(levels.shape[0]):
         weight = np.int64(0)
@@ -161,7 +180,7 @@ def frequencies_of(levels, frequencies, starts):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def slots_of(frequencies, slots):  # type: ignore[no-untyped-def]
+def slots_of(frequencies: np.ndarray, slots: np.ndarray) -> None:
     """Lay tables out by slot: symbol, frequency − 1, place within the symbol's slots."""
     for t in range(frequencies.shape[0]):
         slot = 0
@@ -176,7 +195,7 @@ def slots_of(frequencies, slots):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _suggested(levels, half, s):  # type: ignore[no-untyped-def]
+def _suggested(levels: np.ndarray, half: int, s: int) -> int:
     """Guess the level of ±s, s counted 1 for −1, 2 for +1, 3 for −2 … from those before it."""
     size = (s + 1) // 2
     if s % 2 == 1:
@@ -192,45 +211,70 @@ def _suggested(levels, half, s):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def spelled_contexts(contexts):  # type: ignore[no-untyped-def]
-    """Give the contexts of a table's spelling behind its reach: zero, −, +, −, + …, beyond."""
-    n = contexts.size
-    for i in range(n):
-        contexts[i] = 1 if i == 0 else (5 if i >= n - 2 else 3 + (i % 2 == 0))
-    if n > 3:
-        contexts[1] = 2
+def reaches_of(levels: np.ndarray, half: int, reaches: np.ndarray) -> None:
+    """Find the largest magnitude that each table holds."""
+    for t in range(levels.shape[0]):
+        reach = half
+        while reach > 0 and levels[t, half - reach] == ABSENT and levels[t, half + reach] == ABSENT:
+            reach -= 1
+        reaches[t] = reach
 
 
 @kernel
-def spell(levels, half, reach, values, contexts):  # type: ignore[no-untyped-def]
-    """Spell a table: its reach, then each level less what the ones before suggest."""
-    values[0] = reach
-    contexts[0] = 0
-    spelled_contexts(contexts[1:])
-    values[1] = levels[half]
-    for s in range(1, 2 * reach + 1):
-        size = (s + 1) // 2
-        level = levels[half - size] if s % 2 == 1 else levels[half + size]
-        values[1 + s] = level - _suggested(levels, half, s)
-    values[2 * reach + 2] = levels[2 * half + 1] - ABSENT
-    values[2 * reach + 3] = levels[2 * half + 2] - ABSENT
+def contexts_of(reaches: np.ndarray, contexts: np.ndarray) -> None:
+    """Give the context of each integer that `spell` writes: zero, −1, then + and −, far ones."""
+    n = 0
+    for t in range(reaches.size):
+        contexts[n] = 0
+        n += 1
+        for s in range(1, 2 * reaches[t] + 1):
+            contexts[n] = 1 if s == 1 else 2 + s % 2
+            n += 1
+        contexts[n], contexts[n + 1] = 4, 4
+        n += 2
 
 
 @kernel
-def read_spelled(values, half, reach, levels):  # type: ignore[no-untyped-def]
-    """Undo `spell`, the reach already read; False where a level is out of range."""
-    levels[half] = values[0]
-    if not 0 <= levels[half] <= ABSENT:
-        return False
-    for s in range(1, 2 * reach + 1):
-        size = (s + 1) // 2
-        level = values[s] + _suggested(levels, half, s)
+def spell(levels: np.ndarray, half: int, reaches: np.ndarray, values: np.ndarray) -> None:
+    """Spell tables: every level less what the ones nearer zero suggest."""
+    n = 0
+    for t in range(levels.shape[0]):
+        table = levels[t]
+        values[n] = table[half]
+        n += 1
+        for s in range(1, 2 * reaches[t] + 1):
+            size = (s + 1) // 2
+            level = table[half - size] if s % 2 == 1 else table[half + size]
+            values[n] = level - _suggested(table, half, s)
+            n += 1
+        for i in range(2):
+            values[n] = table[2 * half + 1 + i] - ABSENT
+            n += 1
+
+
+@kernel
+def unspell(values: np.ndarray, half: int, reaches: np.ndarray, levels: np.ndarray) -> bool:
+    """Undo `spell`; False where a level is out of range."""
+    n = 0
+    for t in range(levels.shape[0]):
+        table = levels[t]
+        table[:] = ABSENT
+        level = values[n]
+        n += 1
         if not 0 <= level <= ABSENT:
             return False
-        levels[half - size if s % 2 == 1 else half + size] = level
-    for i in range(2):
-        level = values[2 * reach + 1 + i] + ABSENT
-        if not 0 <= level <= ABSENT:
-            return False
-        levels[2 * half + 1 + i] = level
+        table[half] = level
+        for s in range(1, 2 * reaches[t] + 1):
+            level = values[n] + _suggested(table, half, s)
+            n += 1
+            if not 0 <= level <= ABSENT:
+                return False
+            size = (s + 1) // 2
+            table[half - size if s % 2 == 1 else half + size] = level
+        for i in range(2):
+            level = values[n] + ABSENT
+            n += 1
+            if not 0 <= level <= ABSENT:
+                return False
+            table[2 * half + 1 + i] = level
     return True

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from fedcompress.checks import check_choice, check_integer, check_positive
 from fedcompress.errors import SpecError
+from fedcompress.noise import draw_seed
 from fedcompress.stage import Numbers, Stage
+from fedcompress.stages.rounding import few_digits, round_to_multiples, spread_of
 from fedcompress.stages.scale import read_scale, times_scale
 from fedcompress.streams import Forms, Layout, Scale, ScaleForm, Streams
 
 # A symbol beyond these carries nothing that the working dtype does not round away.
 _MOST_SYMBOLS = {torch.float32: float(1 << 24), torch.float64: float(1 << 30)}
+_MOST_ROUNDED = float((1 << 31) - 1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,18 +66,12 @@ class Quantize(Stage):
 
     def encode(self, x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Streams]:
         """Round ``x / step``; the side stream is the step."""
-        step = self._step_of(x)
+        largest, deviation = spread_of(x)
+        step = self._step_of(x.dtype, largest, deviation)
         side = (Scale(torch.tensor([step], dtype=x.dtype, device=x.device)),)
-        scaled = x / step
-        if self.rounding == "nearest":
-            return scaled.round_().to(torch.int32), side
-        noise = torch.from_numpy(rng.random(x.shape, dtype=np.float32)).to(x.device)
-        rounded = scaled.add_(noise).floor_()
-        if self.bits is not None:
-            # x / step + noise may itself round up to one level more than there are.
-            most = 2 ** (self.bits - 1) - 1
-            rounded.clamp_(-most, most)
-        return rounded.to(torch.int32), side
+        most = float(2 ** (self.bits - 1) - 1) if self.bits is not None else 2 * largest / step + 2
+        seed = None if self.rounding == "nearest" else draw_seed(rng)
+        return round_to_multiples(x, step, seed, min(most, _MOST_ROUNDED)), side
 
     def decode(self, x: Tensor, side: Streams, like: Layout) -> Tensor:
         """Multiply the symbols by the step."""
@@ -84,16 +81,12 @@ class Quantize(Stage):
         """Expect the step."""
         return (ScaleForm(1, like.dtype),)
 
-    def _step_of(self, x: Tensor) -> float:
-        largest = float(x.abs().max()) if x.numel() else 0.0
+    def _step_of(self, dtype: torch.dtype, largest: float, deviation: float) -> float:
         if largest == 0:
             return 1.0
         if self.bits is not None:
             step = largest / (2 ** (self.bits - 1) - 1)
         else:
-            # In float64, since the square of a large float32 overflows.
-            step = (self.step or 0.0) * float(x.double().std(correction=0))
-            if step == 0:
-                step = largest
-        step = max(step, largest / _MOST_SYMBOLS[x.dtype], torch.finfo(x.dtype).tiny)
-        return float(torch.tensor(min(step, torch.finfo(x.dtype).max), dtype=x.dtype))
+            step = few_digits((self.step or 0.0) * deviation) or largest
+        step = max(step, largest / _MOST_SYMBOLS[dtype], torch.finfo(dtype).tiny)
+        return float(torch.tensor(min(step, torch.finfo(dtype).max), dtype=dtype))

@@ -32,6 +32,7 @@ class RandomK(Stage):
 
     name: ClassVar[str] = "random_k"
     sparsifies: ClassVar[bool] = True
+    contracting: ClassVar[str] = 'write random_k(…, rescale="no")'
 
     fraction: float
     rescale: str = "yes"

@@ -17,7 +17,7 @@ def read_scale(side: Streams) -> float:
 
 def times_scale(x: Tensor, scale: float, like: Layout) -> Tensor:
     """Multiply symbols by a scale, staying finite where the product would overflow."""
-    out = x.to(like.dtype).mul_(scale).reshape(like.shape)
+    out = (x * torch.tensor(scale, dtype=like.dtype, device=x.device)).reshape(like.shape)
     limit = torch.finfo(like.dtype).max
     if abs(scale) > limit / float(1 << 31):
         out.clamp_(-limit, limit)

@@ -25,7 +25,7 @@ class Selection(Stage):
         """Gather the kept entries; the side stream is their positions."""
         flat = x.reshape(-1)
         indices = self.select(flat, rng)
-        return flat[indices], (IndexSet(indices, flat.numel()),)
+        return flat[indices], (IndexSet(indices, flat.numel(), tuple(x.shape)),)
 
     def decode(self, x: Tensor, side: Streams, like: Layout) -> Tensor:
         """Put the kept entries in their places; the others are zero."""
@@ -35,7 +35,7 @@ class Selection(Stage):
 
     def side_forms(self, like: Layout) -> Forms:
         """Expect the positions."""
-        return (IndexForm(like.size),)
+        return (IndexForm(like.size, like.shape),)
 
     def layout_after(self, like: Layout, side: Streams) -> Layout:
         """One entry for each position."""
@@ -52,6 +52,66 @@ def positions(side: Streams) -> Tensor:
     if not isinstance(stream, IndexSet):
         raise PayloadError(f"expected positions, got a stream of {stream.kind}")
     return stream.indices
+
+
+def largest(x: Tensor, k: int) -> Tensor:
+    """Give ascending positions (int64) of the k largest magnitudes of a flat array.
+
+    Of equal magnitudes the first ones count, on every device.
+    """
+    if x.device.type == "cpu":
+        from fedcompress.kernels import select
+
+        return torch.from_numpy(select.largest(x.contiguous().numpy(), k))
+    return largest_by_sorting(x, k)
+
+
+def largest_by_sorting(x: Tensor, k: int) -> Tensor:
+    """Do as `largest` does, on any device."""
+    magnitude = x.abs()
+    least = magnitude.topk(k, sorted=False).values.min()
+    # Which of several equal entries a library picks hangs on the processor; we take the first.
+    above = torch.nonzero(magnitude > least).reshape(-1)
+    equal = torch.nonzero(magnitude == least).reshape(-1)[: k - above.numel()]
+    return torch.cat([above, equal]).sort().values
+
+
+def largest_of_blocks(x: Tensor, block: int, k: int, last_k: int) -> Tensor:
+    """Give ascending positions (int64) of the k largest magnitudes of every block.
+
+    Blocks are ``block`` consecutive entries of a flat array; of the shorter one at the end the
+    ``last_k`` largest count. Of equal magnitudes the first ones count, on every device.
+    """
+    whole = x.numel() // block * block
+    rows = x[:whole].reshape(-1, block)
+    if x.device.type == "cpu":
+        from fedcompress.kernels import select
+
+        found = torch.from_numpy(select.largest_of_rows(rows.contiguous().numpy(), k))
+    else:
+        found = largest_of_rows_by_sorting(rows, k)
+    if last_k == 0:
+        return found
+    return torch.cat([found, largest(x[whole:], last_k) + whole])
+
+
+def largest_of_rows_by_sorting(x: Tensor, k: int) -> Tensor:
+    """Give ascending flat positions of the k largest magnitudes of every row, on any device."""
+    magnitude = x.abs()
+    least = magnitude.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    above, equal = magnitude > least, magnitude == least
+    ties = k - above.sum(1, keepdim=True)
+    kept = above | (equal & (equal.cumsum(1) <= ties))
+    return torch.nonzero(kept.reshape(-1)).reshape(-1)
+
+
+def at_least(x: Tensor, magnitude: float) -> Tensor:
+    """Give ascending positions (int64) of magnitudes of at least ``magnitude``, above 0."""
+    if x.device.type == "cpu":
+        from fedcompress.kernels import select
+
+        return torch.from_numpy(select.at_least(x.contiguous().numpy(), magnitude))
+    return torch.nonzero(x.abs() >= magnitude).reshape(-1)
 
 
 def add_at(total: Tensor, indices: Tensor, x: Tensor, weight: float) -> None:

@@ -19,7 +19,8 @@ class Ternary(Stage):
 
     Li & Liu (2016), "Ternary weight networks". Entries at or below ``threshold`` times the
     mean magnitude become 0; the scale is the mean over the kept entries only, which is what
-    makes the mean squared error least for the chosen signs.
+    makes the mean squared error least for the chosen signs: 1 − ‖kept‖₁² / (k ‖x‖₂²) of the
+    squared norm, with k entries kept.
 
     Parameters
     ----------
@@ -44,12 +45,12 @@ class Ternary(Stage):
     def encode(self, x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Streams]:
         """Give the signs of the kept entries; the side stream is their mean magnitude."""
         del rng
-        magnitude = x.abs()
-        mean = float(magnitude.double().mean()) if x.numel() else 0.0
-        kept = magnitude > self.threshold * mean
-        count = int(kept.sum())
-        scale = float((magnitude * kept).double().sum()) / count if count else 0.0
-        symbols = torch.sign(x).mul_(kept).to(torch.int32)
+        # Summed in float64, since the sum of large float32 overflows.
+        mean = float(x.abs().sum(dtype=torch.float64)) / max(x.numel(), 1)
+        kept = torch.nn.functional.hardshrink(x, self.threshold * mean)
+        symbols = torch.sign(kept).to(torch.int8)
+        count = int(symbols.count_nonzero())
+        scale = float(kept.abs_().sum(dtype=torch.float64)) / max(count, 1)
         return symbols, (Scale(torch.tensor([scale], dtype=torch.float64).to(x)),)
 
     def decode(self, x: Tensor, side: Streams, like: Layout) -> Tensor:

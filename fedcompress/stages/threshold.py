@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedcompress.checks import check_positive
-from fedcompress.stages.selection import Selection
+from fedcompress.stages.selection import Selection, at_least
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,4 +39,4 @@ class Threshold(Selection):
     def select(self, x: Tensor, rng: np.random.Generator) -> Tensor:
         """Choose the positions at or above the threshold."""
         del rng
-        return torch.nonzero(x.abs() >= self.magnitude).reshape(-1)
+        return at_least(x, self.magnitude)

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from fedcompress.checks import check_fraction
-from fedcompress.stages.selection import Selection, count_of
+from fedcompress.checks import check_fraction, check_integer
+from fedcompress.stages.selection import Selection, count_of, largest, largest_of_blocks
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,15 +20,21 @@ class TopK(Selection):
     ----------
     fraction : float
         Share of the entries to keep, in (0, 1]; at least one entry is kept.
+    block : int, optional
+        Length of the blocks of consecutive entries, of each of which that share is kept, at
+        least one entry; 2 to 2**24. Default: the whole array is one block.
     """
 
     name: ClassVar[str] = "top_k"
 
     fraction: float
+    block: int | None = None
 
     def __post_init__(self) -> None:
         fraction = check_fraction(self.name, "fraction", self.fraction)
         object.__setattr__(self, "fraction", fraction)  # 1 and 1.0 are one spec
+        if self.block is not None:
+            check_integer(self.name, "block", self.block, 2, 1 << 24)
 
     @property
     def unbiased(self) -> bool:
@@ -40,16 +45,12 @@ class TopK(Selection):
         """Choose the positions of the largest magnitudes."""
         del rng
         n = x.numel()
-        k = count_of(self.fraction, n)
-        if k == n:
-            return torch.arange(n, device=x.device)
-        magnitude = x.abs()
-        if x.device.type == "cpu":
-            # Measured faster than torch.topk on one thread, the more so the larger the array.
-            least = float(np.partition(magnitude.numpy(), n - k)[n - k])
-        else:
-            least = float(magnitude.topk(k, sorted=False).values.min())
-        # Which of several equal entries a library picks hangs on the processor; we take the first.
-        above = torch.nonzero(magnitude > least).reshape(-1)
-        equal = torch.nonzero(magnitude == least).reshape(-1)[: k - above.numel()]
-        return torch.cat([above, equal]).sort().values
+        if self.block is None or self.block >= n:
+            return largest(x, count_of(self.fraction, n))
+        last = n % self.block
+        return largest_of_blocks(
+            x,
+            self.block,
+            count_of(self.fraction, self.block),
+            count_of(self.fraction, last) if last else 0,
+        )

@@ -1,4 +1,4 @@
-"""The golden payloads of wire version 1: made once, never changed.
+"""The golden payloads of every wire version: made once, never changed.
 
 ``python tests/core/golden.py`` writes payloads for specs that have none yet; it never
 overwrites one. A change of bytes within a wire version is a fault, not a reason to remake them.
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from fedcompress import parse, rng_for
+from fedcompress.wire import VERSION
 
-FOLDER = Path(__file__).parent / "golden_v1"
-SPECS = {
+FOLDERS = {version: Path(__file__).parent / f"golden_v{version}" for version in (1, 2)}
+FOLDER = FOLDERS[VERSION]
+SPECS_V1 = {
     "raw": "raw()",
     "lossless": "lossless()",
     "entropy": "entropy()",
@@ -30,6 +32,20 @@ SPECS = {
     "random_k": "random_k(0.1) | quantize(4) | entropy()",
     "bfloat16": 'cast("bfloat16") | raw()',
     "route": 'route({"*bias": raw()}, default=top_k(0.1) | sign() | pack())',
+}
+SPECS = {
+    **SPECS_V1,
+    "rdo": "rdo(step=0.4) | entropy()",
+    "budget": "budget(bytes=400)",
+    "top_k_global": 'global_top_k(0.05) | cast("float16") | entropy()',
+    "n_of_m": "n_of_m(2, 4) | quantize(4) | entropy()",
+    "top_rows": "top_rows(0.2) | quantize(4) | entropy()",
+    "nf4": "nf4(64) | entropy()",
+    "qsgd": "qsgd(4) | entropy()",
+    "dither": "dither(step=0.4) | entropy()",
+    "codebook": "codebook(8) | entropy()",
+    "eden": "eden(1) | pack()",
+    "float8": 'cast("float8_e4m3fn") | entropy()',
 }
 
 

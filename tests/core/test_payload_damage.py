@@ -23,7 +23,14 @@ SPECS = [
     "top_k(0.3) | raw()",
     "threshold(1.0) | ternary() | lossless()",
     "random_k(0.1) | quantize(4) | entropy()",
+    "n_of_m(2, 4) | quantize(3) | entropy()",
+    'top_rows(0.3) | cast("float16") | entropy()',
+    "global_top_k(0.08) | sign() | entropy()",
+    "dgc(0.06, values=raw())",
     'error_feedback(route({"b": raw()}, default=top_k(0.1) | quantize(3)))',
+    "eden(3) | pack()",
+    "power_sgd(2, rest=eden(1) | entropy())",
+    "count_sketch(3, 40, 9)",
 ]
 CASES = 100_000 // len(SPECS) + 1
 

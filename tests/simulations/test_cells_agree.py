@@ -23,6 +23,7 @@ STRATEGIES = {
         "downlink": "error_feedback(quantize(8) | entropy())",
     },
     "robust": {"method": "multikrum", "uplink": "quantize(step=0.4) | entropy()"},
+    "predicted": {"uplink": "momentum(delta(quantize(step=2.0) | entropy()))"},
     "adaptive": {"method": "fedadam", "uplink": "random_k(0.1) | quantize(4) | entropy()"},
     "distilled": {"method": "feddf", "uplink": "sign() | entropy()", "distill": {"steps": 10}},
 }

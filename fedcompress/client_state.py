@@ -1,0 +1,122 @@
+"""What a client's compressor remembers between rounds, in ``Context.state``.
+
+Most state is the client's own, such as residuals. What a predictive compressor remembers must
+be what the server remembers too. The server says of which round's reply that was; besides
+the state that its last reply led to, such a client keeps the one that the reply was made from,
+and goes back to it if that reply never arrived.
+"""
+
+import logging
+from typing import cast
+
+from flwr.app import ConfigRecord, Context
+from torch import Tensor
+
+from fedcompress import protocol
+from fedcompress.compressor import Compressor, State
+from fedcompress.memories import NO_ROUND
+from fedcompress.wire import fingerprint_layout
+
+logger = logging.getLogger(__name__)
+
+_SPEC = "spec"
+_LAYOUT = "layout"
+_ROUND = "round"  # in which the state was made
+_BEFORE_ROUND = "before-round"
+
+
+def load_state(
+    context: Context,
+    compressor: Compressor,
+    update: dict[str, Tensor],
+    settings: dict[str, object],
+) -> State:
+    """Give the state from which this round's update is to be encoded."""
+    fresh = compressor.init(update)
+    if not fresh:
+        return fresh
+    kept = context.state.config_records.get(protocol.RECORD, ConfigRecord())
+    if protocol.STATE_RECORD not in context.state or _LAYOUT not in kept:
+        return fresh
+    if kept[_LAYOUT] != fingerprint_layout(update):
+        logger.warning("client %s: the model changed; its state is lost", client_key(context))
+        _start_anew(context)
+        return fresh
+    if compressor.recalls and not _go_to_round(context, kept, settings):
+        _start_anew(context)
+        return fresh
+    stored = context.state.array_records[protocol.STATE_RECORD]
+    tensors = protocol.record_to_tensors(stored)
+    if tensors.keys() != fresh.keys():
+        # A spec that differs in its numbers only, as on a schedule, keeps the same state.
+        logger.warning(
+            "client %s: the spec changed from %s to %s; state that no longer fits is lost",
+            *(client_key(context), kept.get(_SPEC), compressor),
+        )
+    state = {name: tensors.get(name, x) for name, x in fresh.items()}
+    missed = _integer(settings, protocol.ROUND_KEY) - _integer(kept, _ROUND) - 1
+    return compressor.after_absence(state, missed) if _ROUND in kept and missed > 0 else state
+
+
+def save_state(
+    context: Context, compressor: Compressor, update: dict[str, Tensor], state: State, round: int
+) -> None:
+    """Keep the state for the next round, and what came before it where it may be needed again."""
+    if not state:
+        context.state.pop(protocol.STATE_RECORD, None)
+        _forget_before(context)
+        return
+    kept = context.state.config_records.get(protocol.RECORD, ConfigRecord())
+    before = context.state.array_records.get(protocol.STATE_RECORD)
+    if compressor.recalls and before is not None:
+        context.state[protocol.BEFORE_RECORD] = before
+        kept[_BEFORE_ROUND] = _integer(kept, _ROUND)
+    else:
+        _forget_before(context)
+    kept[_SPEC] = str(compressor)
+    kept[_LAYOUT] = fingerprint_layout(update)
+    kept[_ROUND] = round
+    context.state[protocol.RECORD] = kept
+    context.state[protocol.STATE_RECORD] = protocol.tensors_to_record(state)
+
+
+def client_key(context: Context) -> int | str:
+    """Give what keys the randomness of this client: its partition, or else its node."""
+    partition = context.node_config.get("partition-id", context.node_id)
+    return partition if isinstance(partition, int | str) else str(partition)
+
+
+def _go_to_round(context: Context, kept: ConfigRecord, settings: dict[str, object]) -> bool:
+    """Make the state the one that the server has the reply of; false where it is lost."""
+    held = _integer(settings, protocol.HELD_KEY)
+    if held == NO_ROUND:
+        return False
+    if held == _integer(kept, _ROUND):
+        return True
+    before = context.state.array_records.get(protocol.BEFORE_RECORD)
+    if before is None or held != _integer(kept, _BEFORE_ROUND):
+        return False
+    logger.info(
+        "client %s: its last reply was not used; it goes on from round %d",
+        *(client_key(context), held),
+    )
+    context.state[protocol.STATE_RECORD] = before
+    kept[_ROUND] = held
+    return True
+
+
+def _start_anew(context: Context) -> None:
+    """Drop states that the server does not hold, so that none of them is gone back to."""
+    context.state.pop(protocol.STATE_RECORD, None)
+    _forget_before(context)
+
+
+def _forget_before(context: Context) -> None:
+    context.state.pop(protocol.BEFORE_RECORD, None)
+    kept = context.state.config_records.get(protocol.RECORD)
+    if kept is not None:
+        kept.pop(_BEFORE_ROUND, None)
+
+
+def _integer(settings: "ConfigRecord | dict[str, object]", key: str) -> int:
+    return int(cast(int, settings.get(key, NO_ROUND)))

@@ -1,0 +1,86 @@
+"""Gaps between ascending positions.
+
+The gaps of k positions drawn at random out of n are geometric, so coding them by that model
+costs what the set itself is worth, n·H(k/n) bits, and needs no table. Where positions cluster,
+the histogram of the gaps itself costs less. Of long gaps the low bits, which are all but
+uniform, are packed.
+"""
+
+import numpy as np
+
+from fedcompress.coders.bits import pack_bits, packed_size, unpack_bits
+from fedcompress.coders.symbols import (
+    ans_decode,
+    ans_encode,
+    cost_bits,
+    decode_integers,
+    encode_integers,
+)
+from fedcompress.errors import PayloadError
+from fedcompress.wire import read_varint, write_varint
+
+_HISTOGRAM, _GEOMETRIC = 0, 1
+_MODELLED_BITS = 3  # a mean gap spans this many octaves of modelled values
+_MAX_ALPHABET = 4096
+_ONE = 1 << 32
+
+
+def encode_gaps(indices: np.ndarray, n: int) -> bytes:
+    """Code ascending distinct positions (int64) out of ``n``, at least one and not all."""
+    count = indices.size
+    gaps = np.diff(indices, prepend=-1) - 1
+    low_bits = _low_bits(count, n)
+    low = pack_bits(gaps & ((1 << low_bits) - 1), low_bits)
+    high = gaps >> low_bits
+    best = bytes((_HISTOGRAM,)) + encode_integers(high)
+    largest = int(high.max())
+    if 0 < largest < _MAX_ALPHABET:
+        weights = _geometric_weights(count, n, low_bits, largest + 1)
+        counts = np.bincount(high, minlength=largest + 1)
+        if cost_bits(counts, weights) / 8 + 4 < len(best):
+            best = bytes((_GEOMETRIC,)) + write_varint(largest + 1) + ans_encode(high, weights)
+    return low + best
+
+
+def decode_gaps(data: memoryview, count: int, n: int) -> np.ndarray:
+    """Read ``count`` ascending distinct positions (int64) out of ``n``."""
+    low_bits = _low_bits(count, n)
+    end = packed_size(count, low_bits)
+    low = unpack_bits(data[:end], count, low_bits)
+    high = _decode_high(data[end:], count, n, low_bits)
+    if int(high.min()) < 0 or int(high.max()) > n >> low_bits:
+        raise PayloadError(f"payload: gaps longer than {n} positions; the bytes are damaged")
+    indices = np.cumsum((high << low_bits) + low + 1) - 1
+    # A sum of at most n gaps of at most about n cannot wrap, so the last position is the largest.
+    if int(indices[-1]) >= n:
+        raise PayloadError(f"payload: a position beyond {n}; the bytes are damaged")
+    return np.asarray(indices)
+
+
+def _decode_high(data: memoryview, count: int, n: int, low_bits: int) -> np.ndarray:
+    if len(data) == 0 or data[0] not in (_HISTOGRAM, _GEOMETRIC):
+        raise PayloadError("payload: positions in no known coding; the bytes are damaged")
+    if data[0] == _HISTOGRAM:
+        return decode_integers(data[1:], count)
+    alphabet, position = read_varint(data, 1)
+    if not 2 <= alphabet <= _MAX_ALPHABET:
+        raise PayloadError(f"payload: an alphabet of {alphabet} gaps; the bytes are damaged")
+    weights = _geometric_weights(count, n, low_bits, alphabet)
+    return ans_decode(data[position:], weights, count)
+
+
+def _low_bits(count: int, n: int) -> int:
+    return max(0, (n // count).bit_length() - 1 - _MODELLED_BITS)
+
+
+def _geometric_weights(count: int, n: int, low_bits: int, alphabet: int) -> np.ndarray:
+    """Weights of a gap's high part; in integers, so that both sides get the same."""
+    ratio = _ONE * (n - count) // n
+    for _ in range(low_bits):
+        ratio = ratio * ratio // _ONE
+    weights = np.empty(alphabet, np.int64)
+    weight = _ONE
+    for i in range(alphabet):
+        weights[i] = max(1, weight >> 8)
+        weight = weight * ratio // _ONE
+    return weights

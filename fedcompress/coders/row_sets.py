@@ -1,0 +1,156 @@
+"""Kept entries of a matrix whose rows and columns differ in how often they are kept.
+
+In the update of a layer units and inputs that learn are kept often, idle ones never. How many
+entries each row keeps is coded by a negative binomial, their columns by a Pólya urn (see
+`fedcompress.kernels.positions`); both amount to gamma-distributed rates and send no table.
+"""
+
+import math
+
+import numpy as np
+
+from fedcompress.coders.symbols import (
+    ans_decode,
+    ans_encode,
+    cost_bits,
+    decode_integers,
+    encode_integers,
+)
+from fedcompress.errors import PayloadError
+from fedcompress.wire import read_varint, write_varint
+
+# Shape of the gamma law of rates: copies in the urn at first, and how many each turn adds.
+_SHAPES = ((1, 16), (1, 8), (1, 4), (1, 2), (3, 4), (1, 1), (3, 2), (2, 1), (4, 1), (16, 1))
+_ALPHA = np.array([first / step for first, step in _SHAPES])
+_HISTOGRAM, _NEGATIVE_BINOMIAL = 0, 1
+_MOST_IN_ROW = 4095
+_MOST_IN_COLUMN = 1 << 14
+_WORTH = 0.97  # share of the bits of gaps below which the time is well spent
+_OVERHEAD_BITS = 200
+
+
+def encode_rows(indices: np.ndarray, n: int, shape: tuple[int, ...]) -> bytes | None:
+    """Code ascending positions out of ``n``, or give None where gaps are about as short."""
+    if len(shape) < 2 or min(shape[0], n // shape[0]) < 2:
+        return None
+    rows, columns = shape[0], n // shape[0]
+    row = indices // columns
+    column = indices - row * columns
+    counts = np.bincount(row, minlength=rows)
+    turns = np.bincount(column, minlength=columns)
+    if int(counts.max()) > _MOST_IN_ROW or int(turns.max()) > _MOST_IN_COLUMN:
+        return None
+    rows_bits, spread = _sequence_bits(counts)
+    columns_bits, urn = _sequence_bits(turns)
+    # One set is many sequences of rows and columns: as many as its entries have orders.
+    bits = rows_bits + columns_bits - math.lgamma(indices.size + 1) / math.log(2)
+    if bits + _OVERHEAD_BITS > _WORTH * _gap_bits(indices.size, n):
+        return None
+    first, step = _SHAPES[urn]
+    if not _fits(columns, first, indices.size, step):
+        return None
+    from fedcompress.kernels import positions
+
+    words = np.empty(indices.size + 1, np.uint32)
+    state, size = positions.encode(counts, column, first + step * turns, step, words)
+    head = _encode_counts(counts, indices.size, spread)
+    return b"".join(
+        (
+            bytes((urn,)),
+            write_varint(len(head)),
+            head,
+            int(state).to_bytes(8, "little"),
+            words[:size].astype("<u4").tobytes(),
+        )
+    )
+
+
+def decode_rows(data: memoryview, count: int, n: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Read ``count`` ascending positions out of ``n``."""
+    if len(shape) < 2 or not 0 < count < n:
+        raise PayloadError(f"payload: {count} positions by row out of {shape}; it is damaged")
+    rows, columns = shape[0], n // shape[0]
+    urn = data[0] if len(data) else len(_SHAPES)
+    if urn >= len(_SHAPES) or not _fits(columns, _SHAPES[urn][0], count, _SHAPES[urn][1]):
+        raise PayloadError("payload: positions by row in no known coding; the bytes are damaged")
+    size, position = read_varint(data, 1)
+    counts = _decode_counts(data[position : position + size], count, rows, columns)
+    position += size
+    if len(data) < position + 8 or (len(data) - position) % 4:
+        raise PayloadError("payload: positions are cut short; the bytes are damaged")
+    state = int.from_bytes(data[position : position + 8], "little")
+    read = np.frombuffer(data[position + 8 :], "<u4")
+    words = np.zeros(read.size + count + 1, np.uint32)
+    words[: read.size] = read
+    from fedcompress.kernels import positions
+
+    first, step = _SHAPES[urn]
+    column = np.empty(count, np.int64)
+    final, left = positions.decode(
+        counts, np.uint64(state), words, read.size, np.full(columns, first), step, column
+    )
+    if int(final) != positions.LOWEST or bool(words[:left].any()):
+        raise PayloadError("payload: words behind positions are left over; they are damaged")
+    indices = np.repeat(np.arange(rows) * columns, counts) + column
+    indices.sort()
+    return indices
+
+
+def _encode_counts(counts: np.ndarray, total: int, spread: int) -> bytes:
+    best = bytes((_HISTOGRAM,)) + encode_integers(counts)
+    alphabet = int(counts.max()) + 1
+    weights = _negative_binomial(total, counts.size, spread, alphabet)
+    if cost_bits(np.bincount(counts), weights) / 8 + 8 < len(best):
+        head = bytes((_NEGATIVE_BINOMIAL, spread)) + write_varint(alphabet)
+        return head + ans_encode(counts, weights)
+    return best
+
+
+def _decode_counts(data: memoryview, total: int, rows: int, columns: int) -> np.ndarray:
+    if len(data) > 1 and data[0] == _HISTOGRAM:
+        counts = decode_integers(data[1:], rows)
+    elif len(data) > 2 and data[0] == _NEGATIVE_BINOMIAL and data[1] < len(_SHAPES):
+        alphabet, position = read_varint(data, 2)
+        if not 2 <= alphabet <= _MOST_IN_ROW + 1:
+            raise PayloadError(f"payload: rows of up to {alphabet} positions; it is damaged")
+        weights = _negative_binomial(total, rows, data[1], alphabet)
+        counts = ans_decode(data[position:], weights, rows)
+    else:
+        raise PayloadError("payload: counts of rows in no known coding; the bytes are damaged")
+    low, high = int(counts.min()), int(counts.max())
+    if low < 0 or high > min(columns, _MOST_IN_ROW) or int(counts.sum()) != total:
+        raise PayloadError(f"payload: rows do not hold {total} positions; the bytes are damaged")
+    return counts
+
+
+def _negative_binomial(total: int, rows: int, spread: int, alphabet: int) -> np.ndarray:
+    """Weights of the counts of a row; in integers, so that both sides get the same."""
+    first, step = _SHAPES[spread]
+    weights = [1 << 64]
+    for i in range(alphabet - 1):
+        up, down = (i * step + first) * total, (i + 1) * (total * step + first * rows)
+        weights.append(weights[-1] * up // down)
+    shift = max(0, max(weights).bit_length() - 30)
+    return np.array([max(1, weight >> shift) for weight in weights], np.int64)
+
+
+def _sequence_bits(counts: np.ndarray) -> tuple[float, int]:
+    """Bits of a sequence with these counts from an urn, and the index of its best shape."""
+    total = int(counts.sum())
+    beyond = np.bincount(counts)[::-1].cumsum()[::-1][1:]  # how many counts exceed 0, 1, 2, …
+    turns = np.log(_ALPHA[:, None] + np.arange(beyond.size)) @ beyond
+    copies = _ALPHA * counts.size
+    nats = [math.lgamma(c + total) - math.lgamma(c) - t for c, t in zip(copies, turns, strict=True)]
+    best = int(np.argmin(nats))
+    return nats[best] / math.log(2), best
+
+
+def _gap_bits(count: int, n: int) -> float:
+    share = count / n
+    return -n * (share * math.log2(share) + (1 - share) * math.log2(1 - share))
+
+
+def _fits(columns: int, first: int, count: int, step: int) -> bool:
+    from fedcompress.kernels.positions import LARGEST_URN
+
+    return columns * first + count * step <= LARGEST_URN

@@ -1,0 +1,273 @@
+"""Symbols predicted from rows before theirs, as taps of a kernel and pixels of an image are.
+
+The prediction of a whole row is known once the rows before it are, so that within a row nothing
+waits for anything: four states of the entropy coder take the columns in turn.
+"""
+
+import numpy as np
+
+from fedcompress.kernels.jit import kernel
+
+UNIT = 32  # weights are in 1/32
+_LOWEST = 1 << 16
+
+
+@kernel
+def correlate(
+    values: np.ndarray, lags: np.ndarray, phases: int, step: int, grams: np.ndarray
+) -> None:
+    """Add up products of rows with rows before them, for each phase.
+
+    ``grams`` is float64, shape (phases, lags + 1, lags + 1), the last place being the row itself;
+    one row in ``step`` of each phase is looked at.
+    """
+    rows, columns = values.shape
+    n = lags.size
+    near = np.empty((n + 1, columns), np.float32)
+    for row in range(rows):
+        phase = row % phases
+        if row // phases % step:
+            continue
+        energy = np.float32(0)
+        for i in range(n + 1):
+            source = row - lags[i] if i < n else row
+            for column in range(columns):
+                value = np.float32(values[source, column]) if source >= 0 else np.float32(0)
+                near[i, column] = value
+        for column in range(columns):
+            energy += near[n, column] * near[n, column]
+        weight = 1.0 / (energy + 0.1 * columns)
+        for i in range(n + 1):
+            for j in range(i, n + 1):
+                total = np.float32(0)
+                for column in range(columns):
+                    total += near[i, column] * near[j, column]
+                grams[phase, i, j] += weight * total
+
+
+@kernel
+def likeness(values: np.ndarray, lag: int, step: int) -> float:
+    """Correlate one row in ``step`` with the row ``lag`` before it."""
+    both = own = 0.0
+    for row in range(lag, values.shape[0], step):
+        product = np.float32(0)
+        energy = np.float32(1e-9)
+        for column in range(values.shape[1]):
+            product += np.float32(values[row, column]) * np.float32(values[row - lag, column])
+            energy += np.float32(values[row, column]) * np.float32(values[row, column])
+        both += product
+        own += energy
+    return both / own if own > 0 else 0.0
+
+
+@kernel
+def predict(
+    values: np.ndarray, lags: np.ndarray, weights: np.ndarray, row: int, total: np.ndarray
+) -> None:
+    """Weigh the rows before ``row`` into ``total`` (int32), in units of 1/32."""
+    phase = row % weights.shape[0]
+    total[:] = 0
+    for i in range(lags.size):
+        weight = np.int32(weights[phase, i])
+        source = row - lags[i]
+        if source >= 0 and weight != 0:
+            for column in range(total.size):
+                total[column] += weight * np.int32(values[source, column])
+
+
+@kernel
+def residual(
+    values: np.ndarray, lags: np.ndarray, weights: np.ndarray, out: np.ndarray, rest: np.ndarray
+) -> None:
+    """Split every row into what its prediction leaves and the prediction's rest."""
+    total = np.empty(values.shape[1], np.int32)
+    for row in range(values.shape[0]):
+        predict(values, lags, weights, row, total)
+        for column in range(total.size):
+            near = (total[column] + 16) >> 5
+            out[row, column] = np.int32(values[row, column]) - near
+            rest[row, column] = np.int8(4 * (total[column] - 32 * near))
+
+
+@kernel
+def encode(
+    contexts: np.ndarray,
+    symbols: np.ndarray,
+    frequencies: np.ndarray,
+    starts: np.ndarray,
+    states: np.ndarray,
+    words: np.ndarray,
+) -> int:
+    """Code rows of symbols as `rans.encode` does, but four columns in step."""
+    rows, columns = symbols.shape
+    position = words.size
+    whole = columns // 4 * 4
+    x = states.copy()
+    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
+    for row in range(rows - 1, -1, -1):
+        if whole < columns:
+            x[0], x[1], x[2], x[3] = x0, x1, x2, x3
+            for column in range(columns - 1, whole - 1, -1):
+                lane = column - whole
+                c, s = contexts[row, column], symbols[row, column]
+                f = frequencies[c, s]
+                y = x[lane]
+                if np.uint64(y) >= np.uint64(f) << np.uint64(20):
+                    position -= 1
+                    words[position] = np.uint16(y & np.uint32(0xFFFF))
+                    y = y >> np.uint32(16)
+                x[lane] = np.uint32((y // f << np.uint32(12)) + y % f + starts[c, s])
+            x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
+        for column in range(whole - 4, -1, -4):
+            c3, s3 = contexts[row, column + 3], symbols[row, column + 3]
+            c2, s2 = contexts[row, column + 2], symbols[row, column + 2]
+            c1, s1 = contexts[row, column + 1], symbols[row, column + 1]
+            c0, s0 = contexts[row, column], symbols[row, column]
+            f3, f2, f1, f0 = (
+                frequencies[c3, s3],
+                frequencies[c2, s2],
+                frequencies[c1, s1],
+                frequencies[c0, s0],
+            )
+            words[position - 1] = np.uint16(x3 & np.uint32(0xFFFF))
+            if np.uint64(x3) >= np.uint64(f3) << np.uint64(20):
+                position -= 1
+                x3 = x3 >> np.uint32(16)
+            words[position - 1] = np.uint16(x2 & np.uint32(0xFFFF))
+            if np.uint64(x2) >= np.uint64(f2) << np.uint64(20):
+                position -= 1
+                x2 = x2 >> np.uint32(16)
+            words[position - 1] = np.uint16(x1 & np.uint32(0xFFFF))
+            if np.uint64(x1) >= np.uint64(f1) << np.uint64(20):
+                position -= 1
+                x1 = x1 >> np.uint32(16)
+            words[position - 1] = np.uint16(x0 & np.uint32(0xFFFF))
+            if np.uint64(x0) >= np.uint64(f0) << np.uint64(20):
+                position -= 1
+                x0 = x0 >> np.uint32(16)
+            x3 = np.uint32((x3 // f3 << np.uint32(12)) + x3 % f3 + starts[c3, s3])
+            x2 = np.uint32((x2 // f2 << np.uint32(12)) + x2 % f2 + starts[c2, s2])
+            x1 = np.uint32((x1 // f1 << np.uint32(12)) + x1 % f1 + starts[c1, s1])
+            x0 = np.uint32((x0 // f0 << np.uint32(12)) + x0 % f0 + starts[c0, s0])
+    states[0], states[1], states[2], states[3] = x0, x1, x2, x3
+    return position
+
+
+@kernel
+def decode(
+    classes: np.ndarray,
+    lags: np.ndarray,
+    weights: np.ndarray,
+    limits: np.ndarray,
+    of_context: np.ndarray,
+    slots: np.ndarray,
+    half: int,
+    beyond: np.ndarray,
+    words: np.ndarray,
+    states: np.ndarray,
+    values: np.ndarray,
+) -> int:
+    """Read rows of predicted symbols; returns the position behind the last word, −1 on damage.
+
+    Parameters
+    ----------
+    classes : ndarray
+        uint8, shape (rows, columns).
+    limits : ndarray
+        uint8, shape (classes, 3): sizes of a rest that part the groups.
+    of_context : ndarray
+        uint8, shape (4 × classes,): the table of each context.
+    beyond : ndarray
+        int64: the residuals beyond ``half``, in the order of the rows.
+    values : ndarray
+        int16, shape (rows, columns): filled.
+    """
+    rows, columns = values.shape
+    mask = np.uint32(4095)
+    end = words.size - 4
+    whole = columns // 4 * 4
+    total = np.empty(columns, np.int32)
+    tables = np.empty(columns, np.uint8)
+    read = np.empty(columns + 4, np.uint8)
+    x = states.copy()
+    position = 0
+    taken = 0
+    for row in range(rows):
+        predict(values, lags, weights, row, total)
+        for column in range(columns):
+            rest = total[column] - 32 * ((total[column] + 16) >> 5)
+            size = np.uint8(4 * abs(rest))
+            k = classes[row, column]
+            group = (
+                np.uint8(size > limits[k, 0])
+                + np.uint8(size > limits[k, 1])
+                + np.uint8(size > limits[k, 2])
+            )
+            tables[column] = of_context[4 * k + group]
+        x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
+        for column in range(0, whole, 4):
+            e0 = slots[tables[column], x0 & mask]
+            e1 = slots[tables[column + 1], x1 & mask]
+            e2 = slots[tables[column + 2], x2 & mask]
+            e3 = slots[tables[column + 3], x3 & mask]
+            x0 = np.uint32(((e0 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                x0 >> np.uint32(12)
+            ) + (e0 & mask)
+            x1 = np.uint32(((e1 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                x1 >> np.uint32(12)
+            ) + (e1 & mask)
+            x2 = np.uint32(((e2 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                x2 >> np.uint32(12)
+            ) + (e2 & mask)
+            x3 = np.uint32(((e3 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                x3 >> np.uint32(12)
+            ) + (e3 & mask)
+            read[column] = np.uint8(e0 >> np.uint32(24))
+            read[column + 1] = np.uint8(e1 >> np.uint32(24))
+            read[column + 2] = np.uint8(e2 >> np.uint32(24))
+            read[column + 3] = np.uint8(e3 >> np.uint32(24))
+            if x0 < _LOWEST:
+                x0 = (x0 << np.uint32(16)) | np.uint32(words[position])
+                position += 1
+            if x1 < _LOWEST:
+                x1 = (x1 << np.uint32(16)) | np.uint32(words[position])
+                position += 1
+            if x2 < _LOWEST:
+                x2 = (x2 << np.uint32(16)) | np.uint32(words[position])
+                position += 1
+            if x3 < _LOWEST:
+                x3 = (x3 << np.uint32(16)) | np.uint32(words[position])
+                position += 1
+            if position > end:
+                return -1
+        x[0], x[1], x[2], x[3] = x0, x1, x2, x3
+        for column in range(whole, columns):
+            lane = column - whole
+            e0 = slots[tables[column], x[lane] & mask]
+            y = np.uint32(((e0 >> np.uint32(12)) & mask) + np.uint32(1)) * (
+                x[lane] >> np.uint32(12)
+            ) + (e0 & mask)
+            read[column] = np.uint8(e0 >> np.uint32(24))
+            if y < _LOWEST:
+                y = (y << np.uint32(16)) | np.uint32(words[position])
+                position += 1
+                if position > end:
+                    return -1
+            x[lane] = y
+        far = False
+        for column in range(columns):
+            near = (total[column] + 16) >> 5
+            value = np.int32(read[column]) - half
+            far |= value > half
+            value = -value if total[column] < 32 * near else value
+            values[row, column] = near + value
+        if far:
+            for column in range(columns):
+                if read[column] > 2 * half:
+                    if taken >= beyond.size:
+                        return -1
+                    near = (total[column] + 16) >> 5
+                    values[row, column] = near + beyond[taken]
+                    taken += 1
+    states[:] = x
+    return position if taken == beyond.size else -1

@@ -1,0 +1,267 @@
+"""Small matrices of integers, and levels of rows and columns, as integers for the adaptive coder.
+
+One call codes or reads a whole small matrix: a payload of a small model has many of them, and
+calling from the interpreter would cost more than the coding.
+"""
+
+import numpy as np
+
+from fedcompress.kernels.adaptive import take
+from fedcompress.kernels.classes import (
+    EMPTY,
+    axes_bits,
+    groups_of_state,
+    levels_of,
+    sums,
+    symbols_of,
+)
+from fedcompress.kernels.classes import classes as classes_of
+from fedcompress.kernels.jit import kernel
+
+MOST_LEVEL = 50
+_MOST_HALF = 120
+_BITS_A_LEVEL = 2.0
+_BITS_A_SYMBOL = 3.0  # that a class has to learn
+_NONE8 = np.zeros(0, np.uint8)
+_NO_REST = np.zeros((0, 0), np.int8)
+_NO_TRELLIS = np.zeros((0, 3), np.int64)
+
+
+@kernel
+def spell_levels(
+    levels: np.ndarray, lags: np.ndarray, values: np.ndarray, contexts: np.ndarray
+) -> int:
+    """Spell levels as differences from the one ``lag`` before, or from their median.
+
+    Writes integers and their contexts: 0 for the lag, the median and whether any is empty, 1 for
+    which, 2 for differences. Returns how many.
+    """
+    said = np.empty(levels.size, np.int64)
+    n = 0
+    for i in range(levels.size):
+        if levels[i] != EMPTY:
+            said[n] = levels[i]
+            n += 1
+    said = said[:n]
+    middle = np.int64(np.median(said)) if n else 0
+    best = 0.0
+    for i in range(n):
+        best += np.log2(1.0 + 2.0 * abs(said[i] - middle))
+    chosen = 0
+    for lag in lags:
+        if lag < n:
+            cost = 0.0
+            for i in range(n):
+                before = said[i - lag] if i >= lag else 0
+                cost += np.log2(1.0 + 2.0 * abs(said[i] - before))
+            if cost < best:
+                best, chosen = cost, lag
+    values[0], values[1], values[2] = chosen, middle, n < levels.size
+    contexts[:3] = 0
+    at = 3
+    if n < levels.size:
+        for i in range(levels.size):
+            values[at + i] = levels[i] == EMPTY
+            contexts[at + i] = 1
+        at += levels.size
+    for i in range(n):
+        before = middle
+        if chosen:
+            before = said[i - chosen] if i >= chosen else 0
+        values[at + i] = said[i] - before
+        contexts[at + i] = 2
+    return at + n
+
+
+@kernel
+def read_levels(
+    registers: np.ndarray,
+    data: np.ndarray,
+    odds: np.ndarray,
+    counts: np.ndarray,
+    base: int,
+    levels: np.ndarray,
+) -> bool:
+    """Read levels that `spell_levels` spelled; False where the bytes are damaged."""
+    head = np.empty(3, np.int64)
+    if not take(registers, data, odds, counts, head, base, _NONE8, 0, _NO_TRELLIS):
+        return False
+    lag, middle = head[0], head[1]
+    if not 0 <= lag <= levels.size or abs(middle) > MOST_LEVEL:
+        return False
+    values = np.zeros(levels.size, np.int64)
+    n = levels.size
+    empty = np.zeros(levels.size, np.bool_)
+    if head[2]:
+        if not take(registers, data, odds, counts, values, base + 1, _NONE8, 0, _NO_TRELLIS):
+            return False
+        for i in range(levels.size):
+            empty[i] = values[i] != 0
+            n -= values[i] != 0
+    said = values[:n]
+    if not take(registers, data, odds, counts, said, base + 2, _NONE8, 0, _NO_TRELLIS):
+        return False
+    for i in range(n):
+        before = middle
+        if lag:
+            before = said[i - lag] if i >= lag else 0
+        said[i] += before
+        if abs(said[i]) > MOST_LEVEL:
+            return False
+    at = 0
+    for i in range(levels.size):
+        if empty[i]:
+            levels[i] = EMPTY
+        else:
+            levels[i] = said[at]
+            at += 1
+    return True
+
+
+@kernel
+def read_both(
+    registers: np.ndarray,
+    data: np.ndarray,
+    odds: np.ndarray,
+    counts: np.ndarray,
+    head: int,
+    base: int,
+    row_levels: np.ndarray,
+    column_levels: np.ndarray,
+) -> int:
+    """Read which levels are sent, and them; −1 where the bytes are damaged."""
+    one = np.empty(1, np.int64)
+    if not take(registers, data, odds, counts, one, head, _NONE8, 0, _NO_TRELLIS):
+        return -1
+    sent = one[0]
+    if not 0 <= sent <= 3:
+        return -1
+    if sent & 1:
+        if not read_levels(registers, data, odds, counts, base, row_levels):
+            return -1
+    else:
+        if not take(registers, data, odds, counts, one, head, _NONE8, 0, _NO_TRELLIS):
+            return -1
+        if abs(one[0]) > MOST_LEVEL:
+            return -1
+        row_levels[:] = one[0]
+    column_levels[:] = 0
+    if sent & 2 and not read_levels(registers, data, odds, counts, base + 3, column_levels):
+        return -1
+    return sent
+
+
+@kernel
+def spell_both(
+    row_levels: np.ndarray,
+    column_levels: np.ndarray,
+    sent: int,
+    row_lags: np.ndarray,
+    lags: np.ndarray,
+    head: int,
+    base: int,
+    values: np.ndarray,
+    contexts: np.ndarray,
+) -> int:
+    """Spell which levels are sent, and them; returns how many integers that takes."""
+    values[0], contexts[0] = sent, head
+    n = 1
+    if sent & 1:
+        m = spell_levels(row_levels, row_lags, values[n:], contexts[n:])
+        contexts[n : n + m] += base
+        n += m
+    else:
+        values[n], contexts[n] = row_levels[0], head
+        n += 1
+    if sent & 2:
+        m = spell_levels(column_levels, lags, values[n:], contexts[n:])
+        contexts[n : n + m] += base + 3
+        n += m
+    return n
+
+
+@kernel
+def spell_matrix(
+    matrix: np.ndarray,
+    lags: np.ndarray,
+    transitions: np.ndarray,
+    head: int,
+    base: int,
+    symbols_base: int,
+    values: np.ndarray,
+    contexts: np.ndarray,
+) -> int:
+    """Spell a small matrix, levels first; returns how many integers, 0 if all entries are zero."""
+    rows, columns = matrix.shape
+    by_row, by_column = np.zeros(rows, np.int64), np.zeros(columns, np.int64)
+    largest = sums(matrix, by_row, by_column)
+    if largest == 0:
+        return 0
+    half = np.int64(min(largest, _MOST_HALF))
+    total = by_row.sum()
+    row_levels, column_levels = np.empty(rows, np.int16), np.empty(columns, np.int16)
+    one = np.empty(1, np.int16)
+    levels_of(by_row, columns * 1.0, MOST_LEVEL, row_levels)
+    levels_of(by_column, total / columns, MOST_LEVEL, column_levels)
+    levels_of(np.array([total]), rows * columns * 1.0, MOST_LEVEL, one)
+    sent = 0
+    if rows > 1:
+        symbols = np.empty((rows, columns), np.uint8)
+        symbols_of(matrix, _NO_REST, half, symbols)
+        bits = axes_bits(
+            symbols, row_levels, column_levels, np.int64(one[0]), 2 * half + 3, _BITS_A_SYMBOL
+        )
+        bits[1] += _BITS_A_LEVEL * rows
+        bits[2] += _BITS_A_LEVEL * columns
+        bits[3] += _BITS_A_LEVEL * (rows + columns)
+        sent = np.argmin(bits)
+    if not sent & 1:
+        row_levels[:] = one[0]
+    if not sent & 2:
+        column_levels[:] = 0
+    row_lags = np.ones(1, np.int64)
+    n = spell_both(row_levels, column_levels, sent, row_lags, lags, head, base, values, contexts)
+    found = np.empty((rows, columns), np.uint8)
+    classes_of(row_levels, column_levels, found)
+    if transitions.size:
+        groups_of_state(matrix, transitions, found)
+    for row in range(rows):
+        for column in range(columns):
+            values[n] = matrix[row, column]
+            contexts[n] = symbols_base + np.int64(found[row, column])
+            n += 1
+    return n
+
+
+@kernel
+def read_matrix(
+    registers: np.ndarray,
+    data: np.ndarray,
+    odds: np.ndarray,
+    counts: np.ndarray,
+    head: int,
+    base: int,
+    symbols_base: int,
+    transitions: np.ndarray,
+    rows: int,
+    columns: int,
+    values: np.ndarray,
+) -> bool:
+    """Read what `spell_matrix` spelled, into ``values`` (flat); False on damage."""
+    row_levels, column_levels = np.empty(rows, np.int16), np.empty(columns, np.int16)
+    sent = read_both(registers, data, odds, counts, head, base, row_levels, column_levels)
+    if sent < 0:
+        return False
+    found = np.empty((rows, columns), np.uint8)
+    classes_of(row_levels, column_levels, found)
+    return take(
+        registers,
+        data,
+        odds,
+        counts,
+        values,
+        symbols_base,
+        found.reshape(-1),
+        columns,
+        transitions,
+    )

@@ -1,0 +1,136 @@
+"""How many components of a low-rank prediction pay: bits saved against bits of the factors.
+
+Reverse water-filling (Cover & Thomas, 2006, section 10.3) by a model: the variance of an entry
+is that of its row times that of its column, and so for the entries of the factors.
+"""
+
+import numpy as np
+
+from fedcompress.kernels.jit import inlined, kernel
+
+# Bits of an entry of variance v (in squared steps of the trellis), its squared error counted as
+# bits at the slope of the trade-off: one sent as zero costs its energy, any other its logarithm.
+_PER_ENERGY = 1 / 0.33
+_AT_ONE = 1.75
+_TURN = 0.29  # variance where the two meet
+_BINS = 4  # to an octave of energy
+_HEADER = 40.0  # bits of headers, and below of a component's
+_EACH = 10.0
+
+
+@inlined
+def _entry_bits(variance: float) -> float:
+    return variance * _PER_ENERGY if variance < _TURN else 0.5 * np.log2(variance) + _AT_ONE
+
+
+@kernel
+def _histogram(energies: np.ndarray) -> tuple[int, np.ndarray]:
+    """Count energies by quarter octaves; the first bin in use, and the counts from there on."""
+    # The exponent and two bits of the mantissa: as good as a logarithm here, and far faster.
+    silent = 1e-6 * energies.mean() + 1e-30  # as good as zero, and not so many bins away
+    bins = (energies + silent).view(np.int64) >> 50
+    low = bins.min()
+    counts = np.zeros(bins.max() - low + 1)
+    for b in bins:
+        counts[b - low] += 1
+    return low - _BINS * 1023, counts
+
+
+@kernel
+def _entries(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the histogram of the variances of all entries: counts and variances."""
+    low_a, a = _histogram(rows)
+    low_b, b = _histogram(columns)
+    counts = np.zeros(a.size + b.size - 1)
+    for i in range(a.size):
+        for j in range(b.size):
+            counts[i + j] += a[i] * b[j]
+    step = 2.0 ** (1 / _BINS)
+    variances = np.empty(counts.size)
+    variance = 2.0 ** ((low_a + low_b + 1) / _BINS) / (rows.sum() + 1e-30)
+    for i in range(counts.size):
+        variances[i] = variance
+        variance *= step
+    return counts, variances
+
+
+@kernel
+def cost(rows: np.ndarray, columns: np.ndarray) -> float:
+    """Bits of a matrix whose rows and columns have these energies, its error counted as bits."""
+    counts, variances = _entries(rows, columns)
+    bits = 0.0
+    for i in range(counts.size):
+        bits += counts[i] * _entry_bits(variances[i])
+    return bits
+
+
+@kernel
+def _factor_bits(energies: np.ndarray, shares: np.ndarray, scale: float) -> float:
+    # energies[i] sums over k what entry (i, k) holds; shares[k] is component k's part of all.
+    low, counts = _histogram(energies)
+    bits = 0.0
+    for i in range(counts.size):
+        if counts[i] > 0:
+            energy = 2.0 ** ((low + i + 0.5) / _BINS) * scale
+            product = 1.0
+            for share in shares:
+                product *= 1 + 17 * energy * share
+                if product > 1e200:
+                    bits += counts[i] * 0.5 * np.log2(product)
+                    product = 1.0
+            bits += counts[i] * 0.5 * np.log2(product)
+    return bits
+
+
+@kernel
+def choose(
+    rows: np.ndarray, columns: np.ndarray, u: np.ndarray, v: np.ndarray
+) -> tuple[int, float]:
+    """Choose the rank, and the mean squared error that rounding its factors may add.
+
+    ``rows`` (R) and ``columns`` (C) are sums of squares of a matrix in units of the trellis' step,
+    and the columns of ``u`` (R, K) and ``v`` (C, K) its components, largest first.
+    """
+    most = u.shape[1]
+    many, wide = rows.size, columns.size
+    rest_rows, rest_columns = rows.copy(), columns.copy()
+    of_u, of_v = np.zeros(many), np.zeros(wide)
+    share_u, share_v = np.zeros(most), np.zeros(most)
+    best_rank, best_noise, best = 0, 0.0, cost(rows, columns) - _HEADER
+    due = 1
+    for rank in range(1, most + 1):
+        k = rank - 1
+        energy_u, energy_v = 0.0, 0.0
+        for i in range(many):
+            energy_u += np.float64(u[i, k]) ** 2
+        for j in range(wide):
+            energy_v += np.float64(v[j, k]) ** 2
+        for i in range(many):
+            part = np.float64(u[i, k]) ** 2 * energy_v
+            of_u[i] += part / wide
+            rest_rows[i] = max(rest_rows[i] - part, rows[i] * 1e-6)
+        for j in range(wide):
+            part = np.float64(v[j, k]) ** 2 * energy_u
+            of_v[j] += part / many
+            rest_columns[j] = max(rest_columns[j] - part, columns[j] * 1e-6)
+        share_u[k] = share_v[k] = energy_u * energy_v
+        if rank < due and rank < most:
+            continue
+        due = rank + max(1, rank // 3)
+        counts, variances = _entries(rest_rows, rest_columns)
+        slope = 0.0
+        for i in range(counts.size):
+            slope += counts[i] * min(_PER_ENERGY, 0.5 / np.log(2.0) / variances[i])
+        slope /= many * wide
+        # At the best noise the bits that it adds to the rest grow as those of the factors fall.
+        noise = rank * (many + wide) / (many * wide) / (2 * np.log(2.0) * slope)
+        bits = rank * _EACH
+        for i in range(counts.size):
+            bits += counts[i] * _entry_bits(variances[i] + noise)
+        scale = rank * (many + wide) / (12 * noise)
+        shares = share_u[:rank] / share_u[:rank].sum()
+        bits += _factor_bits(of_u, shares, scale / many)
+        bits += _factor_bits(of_v, shares, scale / wide)
+        if bits < best:
+            best, best_rank, best_noise = bits, rank, noise
+    return best_rank, best_noise

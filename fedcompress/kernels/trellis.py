@@ -1,0 +1,328 @@
+"""Dependent quantization: levels of two quantizers that a state machine switches between.
+
+Quantizer 0 has the even multiples of the step, quantizer 1 the odd ones and zero. An entry of
+level k is reconstructed as sgn(k) · (2 |k| − q) steps, less a shrinkage, where q is the quantizer
+and a level of zero stands for zero. Which quantizer is next follows from the parities of the
+levels before, so that the two together are a lattice in many dimensions, denser than the integers.
+Marcellin & Fischer (1990), "Trellis coded quantization of memoryless and Gauss–Markov sources";
+Schwarz et al. (2019), "Hybrid video coding with trellis-coded quantization", for the form with
+parities. The machine of four states is that of Versatile Video Coding; those of more are shift
+registers like it, found by search for the least squared error.
+
+Every row starts in state 0. Rows are searched sixteen at a time, one in each lane of a vector.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit
+
+from fedcompress.kernels.jit import kernel
+
+# States and two masks: the next state is the state shifted left, the first mask added (exclusive
+# or) where its top bit falls out, the second where the level is odd. The top bit is the quantizer.
+MACHINES = {4: (1, 2), 8: (7, 2), 16: (11, 2), 32: (3, 20)}
+MOST_STEPS = 1 << 24  # of an entry, in units of the step; larger ones are clipped
+COSTS = 8  # for each quantizer: of level 0, ±1 and ±2, and of each level more
+
+_LANES = 16
+_TILE = 64  # columns that are turned into lanes at once
+_METRICS = 4  # least costs of an even and an odd level of either quantizer
+_F = np.float32
+_HUGE = _F(1e30)
+_NOT_NEGATIVE = (1 << 48) - 1  # a mask that tells the compiler so: no index counts from the end
+
+
+def transitions(states: int) -> np.ndarray:
+    """Give, for each state, the next after an even and an odd level, and the quantizer (int64)."""
+    feedback, odd = MACHINES[states]
+    now = np.arange(states, dtype=np.int64)
+    quantizer = now // (states // 2)
+    even = ((now << 1) & (states - 1)) ^ (quantizer * feedback)
+    return np.stack([even, even ^ odd, quantizer], 1)
+
+
+def search(
+    x: np.ndarray,
+    costs: np.ndarray,
+    shrinkage: np.ndarray,
+    row_levels: np.ndarray,
+    column_levels: np.ndarray,
+    states: int,
+) -> np.ndarray:
+    """Give the levels (int32, the shape of ``x``) of least squared error plus cost, row by row.
+
+    This is the algorithm of Viterbi (1967): no other levels have a smaller sum of
+    ``(x − x̂)²`` and of the costs of the levels.
+
+    Parameters
+    ----------
+    x : ndarray
+        float32, shape (rows, columns), in units of the step.
+    costs : ndarray
+        float32, shape (classes, 8): for quantizer 0 and then 1 the cost of level 0, of ±1, of ±2,
+        and of each level more.
+    shrinkage : ndarray
+        float32, shape (2, 2): for each quantizer what is taken off the magnitude of ±1, and of
+        larger levels, in steps.
+    row_levels, column_levels : ndarray
+        int16; the class of an entry is the sum of its row's and its column's, clipped.
+    states : int
+        4, 8, 16 or 32.
+    """
+    levels = np.empty(x.shape, np.int32)
+    if x.size:
+        distinct, column_index = np.unique(column_levels, return_inverse=True)
+        _searches(states)(
+            x, costs, shrinkage.reshape(-1), row_levels, column_index, distinct, levels
+        )
+    return levels
+
+
+def reconstruct(levels: np.ndarray, shrinkage: np.ndarray, states: int) -> np.ndarray:
+    """Give the entries (float32) of levels, int16 or int32, shape (rows, columns), in steps."""
+    out = np.empty(levels.shape, np.float32)
+    _reconstruct(levels, shrinkage.reshape(-1), transitions(states).astype(np.uint8), out)
+    return out
+
+
+def quantizers(levels: np.ndarray, states: int) -> np.ndarray:
+    """Give the quantizer (uint8, 0 or 1) of each entry of levels, shape (rows, columns)."""
+    out = np.empty(levels.shape, np.uint8)
+    _quantizers(levels, transitions(states).astype(np.uint8), out)
+    return out
+
+
+def _forced(function: Callable[..., None]) -> Callable[..., None]:
+    compiled: Callable[..., None] = njit(cache=True, error_model="numpy", forceinline=True)(
+        function
+    )
+    return compiled
+
+
+# In one buffer for all lanes stand the metrics, the costs of paths to each state, and the costs
+# of paths one step longer. All offsets are constants where these two are inlined, and so the
+# loops over lanes become vector code without tests for overlap.
+
+
+@_forced
+def _metrics(buffer, values, at, table, entry, shrinkage, choices, to):  # type: ignore[no-untyped-def]
+    """Find the best even and odd level of either quantizer for one entry in each lane.
+
+    The squared error of levels of one parity from ±2 up is a parabola of which every other
+    integer is allowed, so that rounding its vertex gives the best; it competes with 0 or ±1.
+    Bits of ``choices`` say where it won.
+    """
+    one, half = _F(1), _F(0.5)
+    s00, s01, s10, s11 = shrinkage[0], shrinkage[1], shrinkage[2], shrinkage[3]
+    for lane in range(_LANES):
+        t = abs(values[at + lane])
+        zero = table[entry + lane]
+        first = table[entry + _LANES + lane]
+        second = table[entry + 2 * _LANES + lane]
+        slope = table[entry + 3 * _LANES + lane]
+        u = t + s01
+        vertex = u * _F(0.25) - slope * _F(0.0625)
+        m = max(one, np.rint(vertex))
+        e = u - _F(4) * m
+        large = e * e + (second + (m - one) * (slope + slope))
+        small = t * t + zero
+        won = np.int32(large < small)
+        buffer[lane] = min(large, small)
+        m = max(one, np.rint(vertex - half))
+        e = u - _F(4) * m - _F(2)
+        large = e * e + (second + (m + m - one) * slope)
+        e = t + s00 - _F(2)
+        small = e * e + first
+        won |= np.int32(large < small) << 1
+        buffer[_LANES + lane] = min(large, small)
+        zero = table[entry + 4 * _LANES + lane]
+        first = table[entry + 5 * _LANES + lane]
+        second = table[entry + 6 * _LANES + lane]
+        slope = table[entry + 7 * _LANES + lane]
+        u = t + s11 + one
+        vertex = u * _F(0.25) - slope * _F(0.0625)
+        m = max(one, np.rint(vertex))
+        e = u - _F(4) * m
+        large = e * e + (second + (m - one) * (slope + slope))
+        small = t * t + zero
+        won |= np.int32(large < small) << 2
+        buffer[2 * _LANES + lane] = min(large, small)
+        m = max(one, np.rint(vertex - half))
+        e = u - _F(4) * m - _F(2)
+        large = e * e + (second + (m + m - one) * slope)
+        e = t + s10 - one
+        small = e * e + first
+        won |= np.int32(large < small) << 3
+        buffer[3 * _LANES + lane] = min(large, small)
+        choices[to + lane] = won
+
+
+@_forced
+def _extend(buffer, first, count, states, feedback, odd, choices, to):  # type: ignore[no-untyped-def]
+    """Choose the better of the two ways into each of ``count`` states, in every lane."""
+    for lane in range(_LANES):
+        bits = np.int32(0)
+        for i in range(count):
+            state = first + i
+            quantizer = state & 1
+            top = quantizer * (states >> 1)
+            from_even = ((state ^ (quantizer * feedback)) >> 1) | top
+            from_odd = ((state ^ (quantizer * feedback) ^ odd) >> 1) | top
+            even = (
+                buffer[(_METRICS + from_even) * _LANES + lane]
+                + buffer[2 * quantizer * _LANES + lane]
+            )
+            uneven = (
+                buffer[(_METRICS + from_odd) * _LANES + lane]
+                + buffer[(2 * quantizer + 1) * _LANES + lane]
+            )
+            bits |= np.int32(uneven < even) << np.int32(i)
+            buffer[(_METRICS + states + state) * _LANES + lane] = min(uneven, even)
+        choices[to + lane] = bits
+
+
+def _search_of(states: int) -> Callable[..., None]:
+    feedback, odd = MACHINES[states]
+    top = states >> 1
+    group = min(states, 8)  # states whose choices share a byte
+    groups = states // group
+    width = (1 + groups) * _LANES
+    held, longer = _METRICS * _LANES, (_METRICS + states) * _LANES
+
+    @kernel
+    def run(x, costs, shrinkage, row_levels, column_index, column_levels, levels):  # type: ignore[no-untyped-def]
+        rows, columns = x.shape
+        kinds = column_levels.size
+        values = np.empty(columns * _LANES, np.float32)  # and levels in the end
+        choices = np.empty(columns * width, np.uint8)
+        table = np.empty(kinds * COSTS * _LANES, np.float32)
+        buffer = np.empty((_METRICS + 2 * states) * _LANES, np.float32)
+        state = np.empty(_LANES, np.int32)
+        for row in range(0, rows, _LANES):
+            lanes = min(_LANES, rows - row)
+            for kind in range(kinds):
+                for lane in range(_LANES):
+                    level = np.int64(row_levels[min(row + lane, rows - 1)])
+                    k = min(max(level + column_levels[kind], 0), costs.shape[0] - 1)
+                    for i in range(COSTS):
+                        table[(kind * COSTS + i) * _LANES + lane] = costs[k, i]
+            for i in range(_LANES):
+                buffer[held + i] = _F(0)
+            for i in range(_LANES, states * _LANES):
+                buffer[held + i] = _HUGE
+            for start in range(0, columns, _TILE):
+                stop = min(start + _TILE, columns)
+                for lane in range(lanes):
+                    for j in range(start, stop):
+                        value = min(x[row + lane, j], _F(MOST_STEPS))
+                        values[j * _LANES + lane] = max(value, -_F(MOST_STEPS))
+                for lane in range(lanes, _LANES):
+                    for j in range(start, stop):
+                        values[j * _LANES + lane] = _F(0)
+                for j in range(start, stop):
+                    entry = (column_index[j] * COSTS * _LANES) & _NOT_NEGATIVE
+                    to = j * width
+                    _metrics(buffer, values, j * _LANES, table, entry, shrinkage, choices, to)
+                    to += _LANES
+                    _extend(buffer, 0, group, states, feedback, odd, choices, to)
+                    if groups > 1:
+                        _extend(buffer, 8, 8, states, feedback, odd, choices, to + _LANES)
+                    if groups > 2:
+                        _extend(buffer, 16, 8, states, feedback, odd, choices, to + 2 * _LANES)
+                        _extend(buffer, 24, 8, states, feedback, odd, choices, to + 3 * _LANES)
+                    for i in range(states * _LANES):
+                        buffer[held + i] = buffer[longer + i]
+                # Differences are all that counts; taken early, they stay exact in long rows.
+                for lane in range(_LANES):
+                    least = buffer[held + lane]
+                    for s in range(1, states):
+                        least = min(least, buffer[held + s * _LANES + lane])
+                    for s in range(states):
+                        buffer[held + s * _LANES + lane] -= least
+            for lane in range(_LANES):
+                best = 0
+                for s in range(1, states):
+                    if buffer[held + s * _LANES + lane] < buffer[held + best * _LANES + lane]:
+                        best = s
+                state[lane] = best
+            for tile in range((columns - 1) // _TILE, -1, -1):
+                start = tile * _TILE
+                stop = min(start + _TILE, columns)
+                for j in range(stop - 1, start - 1, -1):
+                    entry = (column_index[j] * COSTS * _LANES) & _NOT_NEGATIVE
+                    at = (j * _LANES) & _NOT_NEGATIVE
+                    to = (j * width) & _NOT_NEGATIVE
+                    for lane in range(_LANES):
+                        s = state[lane]
+                        bits = np.int32(choices[to + _LANES + lane])
+                        for g in range(1, groups):
+                            byte = choices[to + (1 + g) * _LANES + lane]
+                            bits |= np.int32(byte) << np.int32(8 * g)
+                        parity = (bits >> s) & 1
+                        quantizer = s & 1
+                        slope = table[entry + 3 * _LANES + lane]
+                        slope1 = table[entry + 7 * _LANES + lane]
+                        # The same operations as in _metrics, so that they round alike.
+                        value = values[at + lane]
+                        t = abs(value)
+                        u = t + shrinkage[1]
+                        u1 = t + shrinkage[3] + _F(1)
+                        if quantizer != 0:
+                            u, slope = u1, slope1
+                        vertex = u * _F(0.25) - slope * _F(0.0625)
+                        m = max(_F(1), np.rint(vertex - _F(parity) * _F(0.5)))
+                        won = (np.int32(choices[to + lane]) >> (2 * quantizer + parity)) & 1
+                        level = (m + m) * _F(won) + _F(parity)
+                        values[at + lane] = -level if value < 0 else level
+                        before = s ^ (quantizer * feedback) ^ (parity * odd)
+                        state[lane] = (before >> 1) | (quantizer * top)
+                for lane in range(lanes):
+                    for j in range(start, stop):
+                        levels[row + lane, j] = np.int32(values[j * _LANES + lane])
+
+    return run
+
+
+_COMPILED = {states: _search_of(states) for states in MACHINES}
+
+
+def _searches(states: int) -> Callable[..., None]:
+    return _COMPILED[states]
+
+
+@kernel
+def _quantizers(levels, machine, out):  # type: ignore[no-untyped-def]
+    # Four rows in step, since within a row each state waits for the last.
+    rows, columns = levels.shape
+    for row in range(0, rows, 4):
+        r1, r2, r3 = min(row + 1, rows - 1), min(row + 2, rows - 1), min(row + 3, rows - 1)
+        s0, s1, s2, s3 = np.uint8(0), np.uint8(0), np.uint8(0), np.uint8(0)
+        for column in range(columns):
+            out[row, column] = machine[s0, 2]
+            out[r1, column] = machine[s1, 2]
+            out[r2, column] = machine[s2, 2]
+            out[r3, column] = machine[s3, 2]
+            s0 = machine[s0, levels[row, column] & 1]
+            s1 = machine[s1, levels[r1, column] & 1]
+            s2 = machine[s2, levels[r2, column] & 1]
+            s3 = machine[s3, levels[r3, column] & 1]
+
+
+@kernel
+def _reconstruct(levels, shrinkage, machine, out):  # type: ignore[no-untyped-def]
+    rows, columns = levels.shape
+    quantizers = np.empty((4, columns), np.uint8)
+    for start in range(0, rows, 4):
+        part = levels[start : start + 4]
+        _quantizers(part, machine, quantizers)
+        for row in range(part.shape[0]):
+            for column in range(columns):
+                level = np.int32(part[row, column])
+                second = quantizers[row, column] != 0
+                magnitude = abs(level)
+                one = shrinkage[2] if second else shrinkage[0]
+                more = shrinkage[3] if second else shrinkage[1]
+                steps = _F(2 * magnitude - np.int32(second)) - (more if magnitude > 1 else one)
+                steps = _F(0) if level == 0 else steps
+                out[start + row, column] = -steps if level < 0 else steps

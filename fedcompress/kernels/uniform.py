@@ -1,0 +1,51 @@
+"""Spread of an array, and rounding to multiples of a step."""
+
+import numpy as np
+
+from fedcompress.kernels.jit import kernel
+from fedcompress.kernels.splitmix import word
+
+_LANES = 16
+
+
+@kernel
+def spread(x: np.ndarray) -> tuple[float, float, float]:
+    """Give sum, sum of squares and largest magnitude of a flat array, in float64.
+
+    Sixteen sums run side by side, so that the order of additions does not hang on the processor.
+    """
+    total = np.zeros(_LANES, np.float64)
+    squares = np.zeros(_LANES, np.float64)
+    largest = np.zeros(_LANES, x.dtype)
+    whole = x.size // _LANES * _LANES
+    for start in range(0, whole, _LANES):
+        for lane in range(_LANES):
+            value = x[start + lane]
+            wide = np.float64(value)
+            total[lane] += wide
+            squares[lane] += wide * wide
+            largest[lane] = max(largest[lane], abs(value))
+    for i in range(whole, x.size):
+        wide = np.float64(x[i])
+        total[0] += wide
+        squares[0] += wide * wide
+        largest[0] = max(largest[0], abs(x[i]))
+    return total.sum(), squares.sum(), np.float64(largest.max())
+
+
+@kernel
+def round_nearest(x: np.ndarray, step: float, out: np.ndarray) -> None:
+    """Round ``x / step`` to the nearest integer, halves to even."""
+    for i in range(x.size):
+        out[i] = np.int32(np.rint(x[i] / step))
+
+
+@kernel
+def round_stochastic(
+    x: np.ndarray, step: float, seed: np.uint64, most: np.int32, out: np.ndarray
+) -> None:
+    """Round ``x / step`` up with the probability of its fraction, within ±``most``."""
+    for i in range(x.size):
+        noise = np.float32(np.int32(word(seed, i) >> np.uint64(40))) * np.float32(2.0**-24)
+        value = np.int32(np.floor(x[i] / step + noise))
+        out[i] = min(max(value, -most), most)

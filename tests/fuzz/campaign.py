@@ -1,0 +1,169 @@
+"""The process that decodes: it draws payloads, checks the laws, keeps what reached new places."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import faulthandler
+import json
+import resource
+import signal
+import sys
+import time
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import corpus
+import weave
+from corpus import Seed
+from laws import BrokenLaw, check, check_memory
+from mutate import mutate, with_checksum
+from progress import Progress, write_finding
+
+_ROOM_BYTES = 3 << 30  # of address space beyond what is in use: more is a bomb
+_MOST_KEPT = 40  # mutants of a seed
+_MEASURED = 0.02  # share of payloads whose memory is measured
+_BLOCK = 100  # payloads from one draw of where to look
+_MOST_FINDINGS = 30
+
+
+def run(options: argparse.Namespace) -> int:
+    """Decode payloads until there are as many as asked for, or the time is over."""
+    _prepare()
+    started = time.monotonic()
+    faults: set[str] = set()
+    seeds, unmade = corpus.seeds(options.spec)
+    for text in unmade:
+        faults.add(text)
+        sys.stdout.write(f"{text}\n")
+    costs = np.array([_cost(seed, options.out, faults) for seed in seeds])
+    odds = 1 / (costs + np.median(costs))
+    odds /= odds.sum()
+    _limit_memory()
+    progress = Progress(options.progress)
+    places: set[tuple[str, str]] = set()
+    counts: collections.Counter[str] = collections.Counter()
+    sys.stdout.write(f"{len(seeds)} seeds in {time.monotonic() - started:.0f} s\n")
+    number = options.first
+    while number < options.cases:
+        if options.seconds is not None and time.monotonic() - started > options.seconds:
+            break
+        draw = np.random.Generator(np.random.PCG64([options.seed, number]))
+        measured = bool(draw.random() < _MEASURED)
+        chosen = draw.choice(len(seeds), 4, p=odds)
+        if measured:
+            tracemalloc.start()
+            peaks = {int(i): _peak(seeds[i]) for i in chosen}
+        for _ in range(min(_BLOCK, options.cases - number)):
+            at = int(chosen[int(draw.integers(4))])
+            seed = seeds[at]
+            progress.note(number, len(faults), f"{seed.spec}\n{seed.update}\nmade", b"")
+            payload = _payload(seed, seeds, draw)
+            progress.note(number, len(faults), f"{seed.spec}\n{seed.update}", payload)
+            number += 1
+            try:
+                if measured:
+                    check_memory(seed, payload, peaks[at])
+                    continue
+                outcome = check(seed, payload)
+            except BrokenLaw as fault:
+                _note(options.out, faults, seed, payload, str(fault))
+                counts["broken"] += 1
+                continue
+            counts["decoded" if outcome.startswith("decoded") else "refused"] += 1
+            place = (seed.spec, outcome)
+            if place not in places:
+                places.add(place)
+                if len(seed.kept) < _MOST_KEPT:
+                    seed.kept.append(payload)
+        if measured:
+            tracemalloc.stop()
+        if len(faults) >= _MOST_FINDINGS:
+            break
+    progress.note(number, len(faults), "", b"")
+    seconds = time.monotonic() - started
+    sys.stdout.write(
+        f"{number - options.first} payloads in {seconds:.0f} s of {time.process_time():.0f} s "
+        f"processor time: {counts['decoded']} decoded, {counts['refused']} refused, "
+        f"{counts['broken']} broke a law; {len(places)} places\n"
+    )
+    return 0
+
+
+def replay(path: Path) -> int:
+    """Decode a finding again, in this process."""
+    _prepare()
+    finding = json.loads(path.read_text())
+    payload = bytes.fromhex(finding["payload"])
+    for seed in corpus.seeds(finding["spec"])[0]:
+        if seed.update == finding["update"].partition("\n")[0]:
+            check(seed, payload)
+            tracemalloc.start()
+            peak = check_memory(seed, payload, _peak(seed))
+            sys.stdout.write(f"{check(seed, payload)}; {peak} bytes\n")
+    return 0
+
+
+def _prepare() -> None:
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", message=".*given NumPy array is not writable.*")
+    torch.set_num_threads(1)
+    weave.listen()
+
+
+def _limit_memory() -> None:
+    """Let what wants gigabytes fail at once, whichever library asks for them."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + _ROOM_BYTES, resource.RLIM_INFINITY))
+
+
+def _cost(seed: Seed, out: Path, faults: set[str]) -> float:
+    """Give how long the valid payload takes."""
+    if with_checksum(seed.payload) != seed.payload:
+        raise AssertionError("the checksum of a payload is not where it was")
+    started = time.thread_time()
+    try:
+        check(seed, seed.payload)  # compiles what it calls
+        started = time.thread_time()
+        check(seed, seed.payload)
+    except BrokenLaw as fault:
+        _note(out, faults, seed, seed.payload, str(fault))
+    return time.thread_time() - started
+
+
+def _peak(seed: Seed) -> int:
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    check(seed, seed.payload)
+    return tracemalloc.get_traced_memory()[1] - before
+
+
+def _payload(seed: Seed, seeds: list[Seed], draw: np.random.Generator) -> bytes:
+    kind = draw.random()
+    if kind < 0.25:
+        return weave.weave(seed, draw)
+    if kind < 0.3:
+        return weave.tamper(seed, draw)
+    base, other = seed.payload, seeds[int(draw.integers(len(seeds)))].payload
+    if seed.kept and draw.random() < 0.7:
+        base = seed.kept[int(draw.integers(len(seed.kept)))]
+    if seed.kept and draw.random() < 0.5:
+        other = seed.kept[int(draw.integers(len(seed.kept)))]
+    return mutate(base, other, draw)
+
+
+def _note(out: Path, faults: set[str], seed: Seed, payload: bytes, fault: str) -> None:
+    signature = "".join(c for c in fault if not c.isdigit())
+    if signature in faults:
+        return
+    faults.add(signature)
+    path = out / f"finding_{abs(hash(signature)) % 10**8:08d}.json"
+    write_finding(path, f"{seed.spec}\n{seed.update}", payload, fault)
+    sys.stdout.write(f"{seed.spec} on {seed.update}: {fault}; {path}\n")
+    sys.stdout.flush()
