@@ -6,6 +6,8 @@ the histogram of the gaps itself costs less. Of long gaps the low bits, which ar
 uniform, are packed.
 """
 
+import math
+
 import numpy as np
 
 from fedcompress.coders.bits import pack_bits, packed_size, unpack_bits
@@ -23,6 +25,12 @@ _HISTOGRAM, _GEOMETRIC = 0, 1
 _MODELLED_BITS = 3  # a mean gap spans this many octaves of modelled values
 _MAX_ALPHABET = 4096
 _ONE = 1 << 32
+
+
+def random_bits(count: int, n: int) -> float:
+    """Give what gaps of positions drawn at random take: the entropy of which entries they are."""
+    share = count / n
+    return -n * (share * math.log2(share) + (1 - share) * math.log2(1 - share))
 
 
 def encode_gaps(indices: np.ndarray, n: int) -> bytes:

@@ -6,9 +6,11 @@ entries each row keeps is coded by a negative binomial, their columns by a Póly
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
+from fedcompress.coders.gaps import random_bits
 from fedcompress.coders.symbols import (
     ans_decode,
     ans_encode,
@@ -27,10 +29,23 @@ _MOST_IN_ROW = 4095
 _MOST_IN_COLUMN = 1 << 14
 _WORTH = 0.97  # share of the bits of gaps below which the time is well spent
 _OVERHEAD_BITS = 200
+_TABLE_BITS = 6  # what a histogram spends on each value it may hold
 
 
-def encode_rows(indices: np.ndarray, n: int, shape: tuple[int, ...]) -> bytes | None:
-    """Code ascending positions out of ``n``, or give None where gaps are about as short."""
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Positions by row and column, and about how many bits they take."""
+
+    bits: float
+    counts: np.ndarray  # of each row
+    turns: np.ndarray  # of each column
+    columns: np.ndarray  # of each position
+    spread: int  # index of the shape of the rates of rows
+    urn: int  # and of columns
+
+
+def count_rows(indices: np.ndarray, n: int, shape: tuple[int, ...]) -> Rows | None:
+    """Count ascending positions out of ``n`` by row and column; None where gaps are as short."""
     if len(shape) < 2 or min(shape[0], n // shape[0]) < 2:
         return None
     rows, columns = shape[0], n // shape[0]
@@ -43,20 +58,29 @@ def encode_rows(indices: np.ndarray, n: int, shape: tuple[int, ...]) -> bytes | 
     rows_bits, spread = _sequence_bits(counts)
     columns_bits, urn = _sequence_bits(turns)
     # One set is many sequences of rows and columns: as many as its entries have orders.
-    bits = rows_bits + columns_bits - math.lgamma(indices.size + 1) / math.log(2)
-    if bits + _OVERHEAD_BITS > _WORTH * _gap_bits(indices.size, n):
+    orders_bits = math.lgamma(indices.size + 1) / math.log(2)
+    bits = rows_bits + columns_bits - orders_bits + _OVERHEAD_BITS
+    if bits > _WORTH * random_bits(indices.size, n):
         return None
     first, step = _SHAPES[urn]
     if not _fits(columns, first, indices.size, step):
         return None
+    return Rows(bits, counts, turns, column, spread, urn)
+
+
+def encode_rows(rows: Rows) -> bytes:
+    """Code positions that `count_rows` counted."""
     from fedcompress.kernels import positions
 
-    words = np.empty(indices.size + 1, np.uint32)
-    state, size = positions.encode(counts, column, first + step * turns, step, words)
-    head = _encode_counts(counts, indices.size, spread)
+    first, step = _SHAPES[rows.urn]
+    words = np.empty(rows.columns.size + 1, np.uint32)
+    state, size = positions.encode(
+        rows.counts, rows.columns, first + step * rows.turns, step, words
+    )
+    head = _encode_counts(rows.counts, rows.columns.size, rows.spread)
     return b"".join(
         (
-            bytes((urn,)),
+            bytes((rows.urn,)),
             write_varint(len(head)),
             head,
             int(state).to_bytes(8, "little"),
@@ -97,13 +121,13 @@ def decode_rows(data: memoryview, count: int, n: int, shape: tuple[int, ...]) ->
 
 
 def _encode_counts(counts: np.ndarray, total: int, spread: int) -> bytes:
-    best = bytes((_HISTOGRAM,)) + encode_integers(counts)
     alphabet = int(counts.max()) + 1
     weights = _negative_binomial(total, counts.size, spread, alphabet)
-    if cost_bits(np.bincount(counts), weights) / 8 + 8 < len(best):
+    rows = np.bincount(counts)
+    if alphabet > 1 and cost_bits(rows, weights) < cost_bits(rows, rows) + _TABLE_BITS * alphabet:
         head = bytes((_NEGATIVE_BINOMIAL, spread)) + write_varint(alphabet)
         return head + ans_encode(counts, weights)
-    return best
+    return bytes((_HISTOGRAM,)) + encode_integers(counts)
 
 
 def _decode_counts(data: memoryview, total: int, rows: int, columns: int) -> np.ndarray:
@@ -143,11 +167,6 @@ def _sequence_bits(counts: np.ndarray) -> tuple[float, int]:
     nats = [math.lgamma(c + total) - math.lgamma(c) - t for c, t in zip(copies, turns, strict=True)]
     best = int(np.argmin(nats))
     return nats[best] / math.log(2), best
-
-
-def _gap_bits(count: int, n: int) -> float:
-    share = count / n
-    return -n * (share * math.log2(share) + (1 - share) * math.log2(1 - share))
 
 
 def _fits(columns: int, first: int, count: int, step: int) -> bool:

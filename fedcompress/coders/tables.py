@@ -95,7 +95,8 @@ def take_tables(
     levels = np.empty((known, 2 * half + 3), np.int64)
     if not kernels.unspell(values, half, reaches, levels):
         raise PayloadError("payload: a frequency out of range; the bytes are damaged")
-    return Tables(levels, of_context)
+    # No table is named for contexts before the first that is used; damaged bytes may use them.
+    return Tables(levels, np.maximum(of_context, 0))
 
 
 def _spelled(reaches: np.ndarray) -> int:

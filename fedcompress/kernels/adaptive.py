@@ -21,7 +21,7 @@ _MOST_OCTAVES = 40
 _BITS = 15
 _ONE = 1 << _BITS
 _TOP = 1 << 24
-_SLOWEST = 126
+_SLOWEST = 254
 _RATES = np.array([int(65536 / (n + 1.5)) for n in range(_SLOWEST + 1)], np.int64)
 _LEAST, _MOST = 16, _ONE - 16  # odds stay between these
 

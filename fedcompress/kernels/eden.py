@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedcompress.kernels.hadamard import copy
 from fedcompress.kernels.jit import kernel
 from fedcompress.kernels.rotation import rotate, rotate_back
 
@@ -30,36 +31,30 @@ def encode_blocks(
     seed : int
         Seed of the rotation.
     levels, ends : numpy.ndarray
-        float32: 2**b levels, ascending, and the 2**b − 1 ends of cells between them.
+        float32: 2**b levels, ascending, and the ends of their cells, the last one infinite.
     nearest : bool
         Whether scales are to make the error smallest, else the mean right.
     symbols, scales : numpy.ndarray
-        uint8 of shape (n,) and float64 of shape (blocks,), both filled in.
+        uint8 of shape (n,) and float64 of shape (blocks,): zeros, filled in.
     """
-    longest = 0
-    for b in range(blocks.shape[0]):
-        longest = max(longest, blocks[b, 1] - blocks[b, 0])
+    longest = _longest(blocks)
     room, spare = np.empty(longest, np.float32), np.empty(longest, np.float32)
     cells = _cells(ends)
-    padded = np.full(ends.size + 1, np.float32(np.inf))
-    padded[: ends.size] = ends
     for b in range(blocks.shape[0]):
         start, end, rounds, stride, first = blocks[b]
         y = room[: end - start]
-        y[:] = x[start:end]
+        copy(x[start:end], y)
         rotate(y, spare, rounds, stride, seed, first)
         power = _power(y)
         if power == 0:
-            symbols[start:end] = 0
-            scales[b] = 0
             continue
-        if ends.size == 1:
+        if levels.size == 2:
             _signs(y, symbols[start:end])
             along = _magnitude(y) * levels[1]
             fitted = np.float64(levels[1]) * levels[1] * y.size
         else:
             unit = np.float32(min(1 / np.sqrt(power / y.size), 1e38))  # finite
-            _quantize(y, unit, padded, cells, symbols[start:end])
+            _quantize(y, unit, ends, cells, symbols[start:end])
             along, fitted = _products(y, levels, symbols[start:end])
         scales[b] = along / fitted if nearest else power / along
 
@@ -73,16 +68,29 @@ def decode_blocks(
     out: np.ndarray,
 ) -> None:
     """Look up every symbol (int32) and rotate the blocks back into ``out`` (float32)."""
-    longest = 0
-    for b in range(blocks.shape[0]):
-        longest = max(longest, blocks[b, 1] - blocks[b, 0])
-    spare = np.empty(longest, np.float32)
+    spare = np.empty(_longest(blocks), np.float32)
     for b in range(blocks.shape[0]):
         start, end, rounds, stride, first = blocks[b]
         y, part = out[start:end], symbols[start:end]
         for i in range(y.size):
             y[i] = levels[np.uint32(part[i])]
         rotate_back(y, spare, rounds, stride, seed, first)
+
+
+@kernel
+def _longest(blocks: np.ndarray) -> int:
+    longest = 0
+    for b in range(blocks.shape[0]):
+        longest = max(longest, blocks[b, 1] - blocks[b, 0])
+    return longest
+
+
+@kernel
+def _total(lanes: np.ndarray) -> float:
+    total = 0.0
+    for value in lanes:
+        total += value
+    return total
 
 
 @kernel
@@ -93,7 +101,7 @@ def _power(y: np.ndarray) -> float:
         part = y[i : i + _LANES]
         for j in range(part.size):
             lanes[j] += np.float64(part[j]) * np.float64(part[j])
-    return float(lanes.sum())
+    return _total(lanes)
 
 
 @kernel
@@ -103,7 +111,7 @@ def _magnitude(y: np.ndarray) -> float:
         part = y[i : i + _LANES]
         for j in range(part.size):
             lanes[j] += np.float64(abs(part[j]))
-    return float(lanes.sum())
+    return _total(lanes)
 
 
 @kernel
@@ -119,7 +127,7 @@ _SLACK = 1 / 1024  # of a cell, for what rounding does to a value next to its ed
 
 @kernel
 def _cells(ends: np.ndarray) -> np.ndarray:
-    """Count the ends that lie below the 64th of a deviation of that number."""
+    """Count the finite ends that lie below the 64th of a deviation of that number."""
     cells = np.empty(2 * _REACH * _CELLS_A_UNIT, np.int32)
     passed = 0
     for i in range(cells.size):
@@ -154,4 +162,4 @@ def _products(y: np.ndarray, levels: np.ndarray, symbols: np.ndarray) -> tuple[f
             level = np.float64(levels[np.uint32(names[j])])
             along[j] += np.float64(part[j]) * level
             fitted[j] += level * level
-    return float(along.sum()), float(fitted.sum())
+    return _total(along), _total(fitted)

@@ -38,8 +38,14 @@ def walsh_hadamard(x: np.ndarray, spare: np.ndarray) -> None:
             _two_levels(x, spare)
         passes += 1
     if passes % 2:
-        for j in range(n):  # compiles in a tenth of the time of a slice assignment
-            x[j] = spare[j]
+        copy(spare, x)
+
+
+@kernel
+def copy(x: np.ndarray, out: np.ndarray) -> None:
+    """Copy as many entries as ``out`` has; compiles in a tenth of the time of ``out[:] = x``."""
+    for j in range(out.size):
+        out[j] = x[j]
 
 
 @kernel

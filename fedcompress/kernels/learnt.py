@@ -29,26 +29,33 @@ _NO_TRELLIS = np.zeros((0, 3), np.int64)
 
 @kernel
 def spell_levels(
-    levels: np.ndarray, lags: np.ndarray, values: np.ndarray, contexts: np.ndarray
+    levels: np.ndarray,
+    lags: np.ndarray,
+    base: int,
+    values: np.ndarray,
+    contexts: np.ndarray,
+    at: int,
 ) -> int:
-    """Spell levels as differences from the one ``lag`` before, or from their median.
+    """Spell levels from ``at`` on as differences from the one ``lag`` before, or from their mean.
 
-    Writes integers and their contexts: 0 for the lag, the median and whether any is empty, 1 for
-    which, 2 for differences. Returns how many.
+    Writes integers and their contexts: ``base`` for the lag, the mean and whether any is empty,
+    ``base + 1`` for which, ``base + 2`` for differences. Returns the place behind the last.
     """
     said = np.empty(levels.size, np.int64)
     n = 0
+    total = 0
     for i in range(levels.size):
         if levels[i] != EMPTY:
             said[n] = levels[i]
+            total += said[n]
             n += 1
-    said = said[:n]
-    middle = np.int64(np.median(said)) if n else 0
+    middle = (2 * total + n) // (2 * n) if n else 0
     best = 0.0
     for i in range(n):
         best += np.log2(1.0 + 2.0 * abs(said[i] - middle))
     chosen = 0
-    for lag in lags:
+    for j in range(lags.size):
+        lag = lags[j]
         if lag < n:
             cost = 0.0
             for i in range(n):
@@ -56,20 +63,20 @@ def spell_levels(
                 cost += np.log2(1.0 + 2.0 * abs(said[i] - before))
             if cost < best:
                 best, chosen = cost, lag
-    values[0], values[1], values[2] = chosen, middle, n < levels.size
-    contexts[:3] = 0
-    at = 3
+    values[at], values[at + 1], values[at + 2] = chosen, middle, n < levels.size
+    contexts[at], contexts[at + 1], contexts[at + 2] = base, base, base
+    at += 3
     if n < levels.size:
         for i in range(levels.size):
             values[at + i] = levels[i] == EMPTY
-            contexts[at + i] = 1
+            contexts[at + i] = base + 1
         at += levels.size
     for i in range(n):
         before = middle
         if chosen:
             before = said[i - chosen] if i >= chosen else 0
         values[at + i] = said[i] - before
-        contexts[at + i] = 2
+        contexts[at + i] = base + 2
     return at + n
 
 
@@ -89,9 +96,11 @@ def read_levels(
     lag, middle = head[0], head[1]
     if not 0 <= lag <= levels.size or abs(middle) > MOST_LEVEL:
         return False
-    values = np.zeros(levels.size, np.int64)
+    values = np.empty(levels.size, np.int64)
     n = levels.size
-    empty = np.zeros(levels.size, np.bool_)
+    empty = np.empty(levels.size, np.bool_)
+    for i in range(levels.size):
+        empty[i] = False
     if head[2]:
         if not take(registers, data, odds, counts, values, base + 1, _NONE8, 0, _NO_TRELLIS):
             return False
@@ -144,8 +153,10 @@ def read_both(
             return -1
         if abs(one[0]) > MOST_LEVEL:
             return -1
-        row_levels[:] = one[0]
-    column_levels[:] = 0
+        for i in range(row_levels.size):
+            row_levels[i] = one[0]
+    for i in range(column_levels.size):
+        column_levels[i] = 0
     if sent & 2 and not read_levels(registers, data, odds, counts, base + 3, column_levels):
         return -1
     return sent
@@ -167,16 +178,12 @@ def spell_both(
     values[0], contexts[0] = sent, head
     n = 1
     if sent & 1:
-        m = spell_levels(row_levels, row_lags, values[n:], contexts[n:])
-        contexts[n : n + m] += base
-        n += m
+        n = spell_levels(row_levels, row_lags, base, values, contexts, n)
     else:
         values[n], contexts[n] = row_levels[0], head
         n += 1
     if sent & 2:
-        m = spell_levels(column_levels, lags, values[n:], contexts[n:])
-        contexts[n : n + m] += base + 3
-        n += m
+        n = spell_levels(column_levels, lags, base + 3, values, contexts, n)
     return n
 
 
@@ -193,17 +200,24 @@ def spell_matrix(
 ) -> int:
     """Spell a small matrix, levels first; returns how many integers, 0 if all entries are zero."""
     rows, columns = matrix.shape
-    by_row, by_column = np.zeros(rows, np.int64), np.zeros(columns, np.int64)
+    by_row, by_column = np.empty(rows, np.int64), np.empty(columns, np.int64)
+    for row in range(rows):
+        by_row[row] = 0
+    for column in range(columns):
+        by_column[column] = 0
     largest = sums(matrix, by_row, by_column)
     if largest == 0:
         return 0
-    half = np.int64(min(largest, _MOST_HALF))
-    total = by_row.sum()
+    half = min(largest, _MOST_HALF)
+    total = np.empty(1, np.int64)
+    total[0] = 0
+    for row in range(rows):
+        total[0] += by_row[row]
     row_levels, column_levels = np.empty(rows, np.int16), np.empty(columns, np.int16)
     one = np.empty(1, np.int16)
     levels_of(by_row, columns * 1.0, MOST_LEVEL, row_levels)
-    levels_of(by_column, total / columns, MOST_LEVEL, column_levels)
-    levels_of(np.array([total]), rows * columns * 1.0, MOST_LEVEL, one)
+    levels_of(by_column, total[0] / columns, MOST_LEVEL, column_levels)
+    levels_of(total, rows * columns * 1.0, MOST_LEVEL, one)
     sent = 0
     if rows > 1:
         symbols = np.empty((rows, columns), np.uint8)
@@ -211,15 +225,19 @@ def spell_matrix(
         bits = axes_bits(
             symbols, row_levels, column_levels, np.int64(one[0]), 2 * half + 3, _BITS_A_SYMBOL
         )
-        bits[1] += _BITS_A_LEVEL * rows
-        bits[2] += _BITS_A_LEVEL * columns
-        bits[3] += _BITS_A_LEVEL * (rows + columns)
-        sent = np.argmin(bits)
+        least = bits[0]
+        for axes in range(1, 4):
+            cost = bits[axes] + _BITS_A_LEVEL * (rows * (axes & 1) + columns * (axes >> 1))
+            if cost < least:
+                least, sent = cost, axes
     if not sent & 1:
-        row_levels[:] = one[0]
+        for row in range(rows):
+            row_levels[row] = one[0]
     if not sent & 2:
-        column_levels[:] = 0
-    row_lags = np.ones(1, np.int64)
+        for column in range(columns):
+            column_levels[column] = 0
+    row_lags = np.empty(1, np.int64)
+    row_lags[0] = 1
     n = spell_both(row_levels, column_levels, sent, row_lags, lags, head, base, values, contexts)
     found = np.empty((rows, columns), np.uint8)
     classes_of(row_levels, column_levels, found)

@@ -63,15 +63,12 @@ def encode(
         for left in range(drawn.size, 0, -1):
             scale = _FULL // np.uint64(left)
             place = _place(state, scale, left)
-            state, position = _pop(state, _interval(place, 1, left, scale), words, position)
-            column, _ = _find(members, levels, place)
-            _change(members, levels, column, -1)
-            _change(tree, levels, column, urn[column])
+            state, position = pop(state, _interval(place, 1, left, scale), words, position)
+            column = _take(members, levels, place)
+            before = _put(tree, levels, column, urn[column])
             total += urn[column]
-            interval = _interval(
-                _before(tree, levels, column), urn[column], total, _FULL // np.uint64(total)
-            )
-            state, position = _push(state, interval, words, position)
+            interval = _interval(before, urn[column], total, _FULL // np.uint64(total))
+            state, position = push(state, interval, words, position)
     return state, position
 
 
@@ -103,13 +100,12 @@ def decode(
             column, before = _find(tree, levels, _place(state, scale, total))
             drawn[i] = column
             interval = _interval(before, urn[column], total, scale)
-            state, position = _pop(state, interval, words, position)
+            state, position = pop(state, interval, words, position)
             total -= urn[column]
             _change(tree, levels, column, -urn[column])
-            _change(members, levels, column, 1)
-            rank = _before(members, levels, column)
+            rank = _put(members, levels, column, 1)
             interval = _interval(rank, 1, i + 1, _FULL // np.uint64(i + 1))
-            state, position = _push(state, interval, words, position)
+            state, position = push(state, interval, words, position)
         for column in drawn:
             urn[column] += step
             total += urn[column]
@@ -136,7 +132,7 @@ def _interval(
 
 
 @kernel
-def _push(
+def push(
     state: np.uint64, interval: tuple[np.uint64, np.uint64], words: np.ndarray, position: int
 ) -> tuple[np.uint64, int]:
     first, width = interval
@@ -149,7 +145,7 @@ def _push(
 
 
 @kernel
-def _pop(
+def pop(
     state: np.uint64, interval: tuple[np.uint64, np.uint64], words: np.ndarray, position: int
 ) -> tuple[np.uint64, int]:
     first, width = interval
@@ -191,13 +187,15 @@ def _change(tree: np.ndarray, levels: int, i: int, by: int) -> None:
 
 
 @kernel
-def _before(tree: np.ndarray, levels: int, i: int) -> int:
-    """Sum the values before the i-th."""
+def _put(tree: np.ndarray, levels: int, i: int, by: int) -> int:
+    """Add to the i-th value, and give the sum of the values before it."""
     node = i + (1 << levels)
     total = 0
     for _ in range(levels):
-        total += tree[node >> 1] * (node & 1)
+        right = node & 1
         node >>= 1
+        total += tree[node] * right
+        tree[node] += by * (1 - right)
     return total
 
 
@@ -211,3 +209,16 @@ def _find(tree: np.ndarray, levels: int, place: int) -> tuple[int, int]:
         left -= tree[node] * right
         node = 2 * node + right
     return node - (1 << levels), place - left
+
+
+@kernel
+def _take(tree: np.ndarray, levels: int, place: int) -> int:
+    """Give the i whose value covers ``place`` of the running sum, and take one off that value."""
+    node = 1
+    left = place
+    for _ in range(levels):
+        right = left >= tree[node]
+        left -= tree[node] * right
+        tree[node] -= 1 - right
+        node = 2 * node + right
+    return node - (1 << levels)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedcompress.kernels.hadamard import walsh_hadamard
+from fedcompress.kernels.hadamard import copy, walsh_hadamard
 from fedcompress.kernels.jit import kernel
 from fedcompress.kernels.splitmix import word
 
@@ -86,7 +86,7 @@ def _shuffle(x: np.ndarray, spare: np.ndarray, stride: int) -> None:
         at += stride
         if at >= x.size:
             at -= x.size
-    x[:] = spare[: x.size]
+    copy(spare, x)
 
 
 @kernel
@@ -97,4 +97,4 @@ def _shuffle_back(x: np.ndarray, spare: np.ndarray, stride: int) -> None:
         at += stride
         if at >= x.size:
             at -= x.size
-    x[:] = spare[: x.size]
+    copy(spare, x)

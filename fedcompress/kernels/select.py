@@ -12,6 +12,7 @@ _SAMPLES = 1 << 15
 _BLOCK = 4096
 _SMALL = 1 << 13
 _SHORT = 32
+_TILE = 256
 
 
 def largest(x: np.ndarray, k: int) -> np.ndarray:
@@ -197,20 +198,32 @@ def _first_of_rows(
 
 @kernel
 def _first_of_short_rows(bits: np.ndarray, mask: np.unsignedinteger, k: int) -> np.ndarray:
-    """Find the k largest of each row by comparing all with all."""
-    columns = bits.shape[1]
-    out = np.empty(bits.shape[0] * k + 1, np.int64)
+    """Find the k largest of each row by comparing all pairs, many rows at a time."""
+    rows, columns = bits.shape
+    out = np.empty(rows * k + 1, np.int64)
+    magnitudes = np.empty((columns, _TILE), bits.dtype)
+    ranks = np.empty((columns, _TILE), np.int32)
     count = 0
-    magnitudes = np.empty(columns, bits.dtype)
-    for row in range(bits.shape[0]):
+    for start in range(0, rows, _TILE):
+        size = min(_TILE, rows - start)
+        for row in range(size):
+            for i in range(columns):
+                magnitudes[i, row] = bits[start + row, i] & mask
+        ranks[:] = 0
         for i in range(columns):
-            magnitudes[i] = bits[row, i] & mask
-        for i in range(columns):
-            larger = 0
-            for j in range(i):
-                larger += magnitudes[j] >= magnitudes[i]
             for j in range(i + 1, columns):
-                larger += magnitudes[j] > magnitudes[i]
-            out[count] = row * columns + i
-            count += larger < k
+                _compare(magnitudes[i], magnitudes[j], ranks[i], ranks[j])
+        for row in range(size):
+            for i in range(columns):
+                out[count] = (start + row) * columns + i
+                count += ranks[i, row] < k
     return out[:count]
+
+
+@kernel
+def _compare(first: np.ndarray, second: np.ndarray, above: np.ndarray, behind: np.ndarray) -> None:
+    """Count for each how often the other one is larger; of equal ones the first comes first."""
+    for row in range(first.size):
+        larger = np.int32(second[row] > first[row])
+        above[row] += larger
+        behind[row] += np.int32(1) - larger

@@ -13,13 +13,15 @@ WEIGHTS = np.array([int(_QUARTERS[i % 4]) >> (i // 4) for i in range(ABSENT)] + 
 
 
 @kernel
-def _cost(counts: np.ndarray, bits_a_symbol: float, bits_a_table: float) -> float:
+def _cost(counts: np.ndarray, a: int, b: int, bits_a_symbol: float, bits_a_table: float) -> float:
+    """Estimate the bits of rows ``a`` and ``b`` together, or of ``a`` alone if they are one."""
     total = 0.0
     bits = 0.0
-    for s in range(counts.size):
-        if counts[s] > 0:
-            total += counts[s]
-            bits += bits_a_symbol - counts[s] * np.log2(counts[s])
+    for s in range(counts.shape[1]):
+        n = counts[a, s] + counts[b, s] if a != b else counts[a, s]
+        if n > 0:
+            total += n
+            bits += bits_a_symbol - n * np.log2(n)
     return bits_a_table + bits + total * np.log2(total) if total > 0 else 0.0
 
 
@@ -27,7 +29,7 @@ def _cost(counts: np.ndarray, bits_a_symbol: float, bits_a_table: float) -> floa
 def _gain(
     counts: np.ndarray, costs: np.ndarray, a: int, b: int, bits_a_symbol: float, bits_a_table: float
 ) -> float:
-    return costs[a] + costs[b] - _cost(counts[a] + counts[b], bits_a_symbol, bits_a_table)
+    return costs[a] + costs[b] - _cost(counts, a, b, bits_a_symbol, bits_a_table)
 
 
 @kernel
@@ -40,8 +42,9 @@ def _merge(
     bits_a_symbol: float,
     bits_a_table: float,
 ) -> None:
-    counts[a] += counts[b]
-    costs[a] = _cost(counts[a], bits_a_symbol, bits_a_table)
+    for s in range(counts.shape[1]):
+        counts[a, s] += counts[b, s]
+    costs[a] = _cost(counts, a, a, bits_a_symbol, bits_a_table)
     for i in range(owner.size):
         if owner[i] == b:
             owner[i] = a
@@ -74,9 +77,9 @@ def join(
         Bits of all symbols and tables.
     """
     contexts = counts.shape[0]
-    costs = np.zeros(contexts)
+    costs = np.empty(contexts)
     for i in range(contexts):
-        costs[i] = _cost(counts[i], bits_a_symbol, bits_a_table)
+        costs[i] = _cost(counts, i, i, bits_a_symbol, bits_a_table)
         owner[i] = i if costs[i] > 0 else -1
     live = np.empty(contexts, np.int64)
     left = 0
@@ -108,11 +111,12 @@ def join(
                     gains[n - first] = _gain(
                         counts, costs, live[n], live[n + 1], bits_a_symbol, bits_a_table
                     )
-    any_two = np.full((left, left), -np.inf)
+    any_two = np.empty((left, left))
+    gone = np.empty(left, np.bool_)
     for a in range(left):
+        gone[a] = False
         for b in range(a + 1, left):
             any_two[a, b] = _gain(counts, costs, live[a], live[b], bits_a_symbol, bits_a_table)
-    gone = np.zeros(left, np.bool_)
     remaining = left
     while remaining > 1:
         best, a, b = -np.inf, 0, 0
@@ -128,7 +132,7 @@ def join(
         remaining -= 1
         for j in range(left):
             if not gone[j] and j != a:
-                any_two[min(a, j), max(a, j)] = _gain(
+                any_two[a if a < j else j, j if a < j else a] = _gain(
                     counts, costs, live[a], live[j], bits_a_symbol, bits_a_table
                 )
     total = 0.0

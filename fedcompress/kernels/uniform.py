@@ -24,13 +24,19 @@ def spread(x: np.ndarray) -> tuple[float, float, float]:
             wide = np.float64(value)
             total[lane] += wide
             squares[lane] += wide * wide
-            largest[lane] = max(largest[lane], abs(value))
+            size = abs(value)
+            largest[lane] = size if size > largest[lane] else largest[lane]
     for i in range(whole, x.size):
         wide = np.float64(x[i])
         total[0] += wide
         squares[0] += wide * wide
-        largest[0] = max(largest[0], abs(x[i]))
-    return total.sum(), squares.sum(), np.float64(largest.max())
+        size = abs(x[i])
+        largest[0] = size if size > largest[0] else largest[0]
+    for lane in range(1, _LANES):
+        total[0] += total[lane]
+        squares[0] += squares[lane]
+        largest[0] = largest[lane] if largest[lane] > largest[0] else largest[0]
+    return total[0], squares[0], np.float64(largest[0])
 
 
 @kernel

@@ -13,6 +13,7 @@ Floats32 = NDArray[np.float32]
 Integers = NDArray[np.int32]
 Dtype = type[np.float32] | type[np.float64]
 
+_LEAST_SIZE = 1024  # entries below which no prediction was ever seen to pay
 _LARGE = 256  # rows and columns from which on a second power iteration pays its time
 _NOISE = 1.4  # measured to be best, as is the next: a trellis errs less than rounding does
 _FACTOR_WEIGHT = 0.8
@@ -94,7 +95,8 @@ def analyse(
         from fedcompress.kernels import cosine
 
         rest = cosine.transform(values, *axes, scale)
-    factors = _predict(rest, rank, states) if rank else no_factors(*rest.shape)
+    looks = rank > 0 and rest.size >= _LEAST_SIZE
+    factors = _predict(rest, rank, states) if looks else no_factors(*rest.shape)
     common = Common(side, axes, *factors)
     if common.rank:
         try:

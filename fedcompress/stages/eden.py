@@ -100,11 +100,10 @@ def _encode_on_host(x: Tensor, seed: int, bits: int, nearest: bool) -> tuple[Ten
     from fedcompress.kernels.eden import encode_blocks
 
     blocks = blocks_of(x.numel())
-    symbols = np.empty(x.numel(), np.uint8)
-    scales = np.empty(len(blocks))
-    flat = x.contiguous().numpy()
-    word = np.uint64(seed)
-    encode_blocks(flat, blocks, word, levels(bits), thresholds(bits), nearest, symbols, scales)
+    ends = np.append(thresholds(bits), np.float32(np.inf))
+    symbols, scales = np.zeros(x.numel(), np.uint8), np.zeros(len(blocks))
+    flat, word = x.contiguous().numpy(), np.uint64(seed)
+    encode_blocks(flat, blocks, word, levels(bits), ends, nearest, symbols, scales)
     signed = symbols.view(np.int8) if bits < 8 else symbols.astype(np.int16)
     return torch.from_numpy(signed), torch.from_numpy(scales)
 

@@ -1,6 +1,6 @@
 """Top-k sparsification."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -28,7 +28,7 @@ class TopK(Selection):
     name: ClassVar[str] = "top_k"
 
     fraction: float
-    block: int | None = None
+    block: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         fraction = check_fraction(self.name, "fraction", self.fraction)

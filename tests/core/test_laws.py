@@ -36,6 +36,11 @@ SETTINGS = {
         {"bits": 3, "rounding": "nearest"},
     ],
     "random_k": [0.1, 0.9, {"fraction": 0.3, "rescale": "no"}, 1.0],
+    "rdo": [
+        0.4,
+        {"step": 2, "states": 0},
+        {"step": 0.05, "states": 4, "rank": 0, "transform": False},
+    ],
     "sign": [{}, "none"],
     "ternary": [{}, 1.5],
     "threshold": [1e-3],

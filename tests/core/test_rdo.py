@@ -257,14 +257,13 @@ def test_steps_that_are_none_are_refused(step: float) -> None:
         stage.decode(torch.zeros(like.shape, dtype=torch.int32), side, like)
 
 
-@pytest.mark.parametrize("which", [2, 3])
-def test_factors_out_of_range_are_refused(which: int) -> None:
+@pytest.mark.parametrize("which", [(2,), (3, 4)])
+def test_factors_out_of_range_are_refused(which: tuple[int, ...]) -> None:
     stage, like, side = prepared()
-    given_stream = side[which]
-    assert isinstance(given_stream, Symbols)
-    side[which] = Symbols(torch.full_like(given_stream.values, 2_000_000_000))
-    if which == 3:
-        side[4] = Symbols(torch.full((144, given_stream.values.shape[1]), 2_000_000_000))
+    for i in which:
+        stream = side[i]
+        assert isinstance(stream, Symbols)
+        side[i] = Symbols(torch.full_like(stream.values, 2_000_000_000), stream.states)
     with pytest.raises(PayloadError):
         stage.decode(torch.zeros(like.shape, dtype=torch.int32), side, like)
 

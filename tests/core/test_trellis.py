@@ -31,22 +31,19 @@ def find(x: np.ndarray, states: int, costs: np.ndarray = FREE, shrinkage: np.nda
     return search(x.astype(np.float32), costs, shrinkage, by_row, by_column, states)
 
 
-def entry_cost(x: float, level: int, quantizer: int, costs: np.ndarray, shrinkage: np.ndarray):
-    """Squared error and cost of one level by their definition."""
-    k = abs(level)
-    zero, first, second, slope = (float(c) for c in costs[4 * quantizer : 4 * quantizer + 4])
-    if k == 0:
-        return x * x + zero
-    steps = 2 * k - quantizer - float(shrinkage[quantizer, min(k, 2) - 1])
-    rate = first if k == 1 else second + (k - 2) * slope
-    return (x - np.sign(level) * steps) ** 2 + rate
+def path_costs(x, paths, states, costs, shrinkage):
+    """Squared error plus cost of each path, by their definition.
 
-
-def path_cost(x, levels, states, costs, shrinkage) -> float:
-    """Cost of the levels of one row; ``costs`` has a row for each entry."""
-    machine, state, total = transitions(states), 0, 0.0
-    for value, level, row in zip(x, levels, costs, strict=True):
-        total += entry_cost(float(value), int(level), machine[state, 2], row, shrinkage)
+    ``x`` has shape (columns,), ``paths`` (count, columns), ``costs`` (columns, 8).
+    """
+    machine = transitions(states)
+    state, total = np.zeros(len(paths), np.int64), np.zeros(len(paths))
+    for value, level, row in zip(x, paths.T, costs.astype(np.float64), strict=True):
+        quantizer, k = machine[state, 2], np.abs(level)
+        zero, first, second, slope = row.reshape(2, 4)[quantizer].T
+        steps = np.sign(level) * (2 * k - quantizer - shrinkage[quantizer, (k > 1).astype(int)])
+        rate = np.where(k == 0, zero, np.where(k == 1, first, second + (k - 2) * slope))
+        total += (float(value) - np.where(k == 0, 0, steps)) ** 2 + rate
         state = machine[state, level & 1]
     return total
 
@@ -55,22 +52,19 @@ def path_cost(x, levels, states, costs, shrinkage) -> float:
 def test_search_finds_the_cheapest_of_all_paths(states):
     rng = np.random.default_rng(states)
     for trial in range(12):
-        columns = 1 + trial % 5
+        columns = 1 + trial % 4
         x = (2.5 * rng.standard_normal((3, columns))).astype(np.float32)
         costs = costs_of(rng, 4, (0.0, 1.0, 4.0, 12.0)[trial % 4])
         shrinkage = (rng.random((2, 2)) / 2 - 0.1).astype(np.float32)
         by_row = rng.integers(-1, 3, 3).astype(np.int16)
         by_column = rng.integers(-1, 3, columns).astype(np.int16)
         levels = search(x, costs, shrinkage, by_row, by_column, states)
+        every = np.array(list(product(range(8), repeat=columns)))
         for row in range(3):
-            classes = np.clip(by_row[row] + by_column, 0, 3)
-            found = path_cost(x[row], levels[row], states, costs[classes], shrinkage)
+            own = costs[np.clip(by_row[row] + by_column, 0, 3)]
             signs = np.where(x[row] < 0, -1, 1)
-            least = min(
-                path_cost(x[row], signs * path, states, costs[classes], shrinkage)
-                for path in product(range(7), repeat=columns)
-            )
-            assert found <= least + 1e-4
+            found = path_costs(x[row], levels[row : row + 1], states, own, shrinkage)[0]
+            assert found <= path_costs(x[row], signs * every, states, own, shrinkage).min() + 1e-4
 
 
 @pytest.mark.parametrize("states", STATES)
@@ -123,13 +117,13 @@ def test_four_states_are_those_of_versatile_video_coding():
     assert transitions(4).tolist() == [[0, 2, 0], [2, 0, 0], [1, 3, 1], [3, 1, 1]]
 
 
-@pytest.mark.parametrize(("states", "decibels"), [(4, 0.99), (8, 1.09), (16, 1.16), (32, 1.22)])
-def test_gain_over_a_uniform_quantizer_of_the_same_rate(states, decibels):
-    """Marcellin & Fischer (1990) give .99, 1.09, 1.16 and 1.22 dB for the best of this size."""
+@pytest.mark.parametrize(("states", "least"), [(4, 0.98), (8, 1.08), (16, 1.14), (32, 1.2)])
+def test_gain_over_a_uniform_quantizer_of_the_same_rate(states, least):
+    """Four and eight states reach .99 and 1.09 dB (Marcellin & Fischer, 1990), none 1.53."""
     x = np.random.default_rng(0).uniform(-900, 900, (64, 4096)).astype(np.float32)
     error = float(np.mean((reconstruct(find(x, states), NONE, states) - x) ** 2))
     # At high rate the levels are as many as those of a quantizer of twice the step.
-    assert 10 * np.log10(2**2 / 12 / error) == pytest.approx(decibels, abs=0.02)
+    assert least < 10 * np.log10(2**2 / 12 / error) < 1.53
 
 
 @pytest.mark.parametrize("states", STATES)

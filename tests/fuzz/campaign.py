@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import corpus
+import forge
 import weave
 from corpus import Seed
 from laws import BrokenLaw, check, check_memory
@@ -25,6 +26,7 @@ from mutate import mutate, with_checksum
 from progress import Progress, write_finding
 
 _ROOM_BYTES = 3 << 30  # of address space beyond what is in use: more is a bomb
+_COMPILING_SECONDS = 300.0
 _MOST_KEPT = 40  # mutants of a seed
 _MEASURED = 0.02  # share of payloads whose memory is measured
 _BLOCK = 100  # payloads from one draw of where to look
@@ -115,6 +117,7 @@ def _prepare() -> None:
     warnings.filterwarnings("ignore", message=".*given NumPy array is not writable.*")
     torch.set_num_threads(1)
     weave.listen()
+    forge.load()
 
 
 def _limit_memory() -> None:
@@ -129,7 +132,7 @@ def _cost(seed: Seed, out: Path, faults: set[str]) -> float:
         raise AssertionError("the checksum of a payload is not where it was")
     started = time.thread_time()
     try:
-        check(seed, seed.payload)  # compiles what it calls
+        check(seed, seed.payload, _COMPILING_SECONDS)
         started = time.thread_time()
         check(seed, seed.payload)
     except BrokenLaw as fault:

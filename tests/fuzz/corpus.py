@@ -9,9 +9,9 @@ in each of their methods; planes of floats.
 from __future__ import annotations
 
 import importlib.util
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,7 @@ class Seed:
     payload: bytes
     kept: list[bytes] = field(default_factory=list)
 
-    @property
+    @cached_property
     def spec(self) -> str:
         """The compressor, written out."""
         return str(self.compressor)
@@ -158,16 +158,20 @@ def seeds(only: str | None = None) -> tuple[list[Seed], list[str]]:
             except FedcompressError:
                 continue  # a stage may refuse an update
             except Exception as error:  # noqa: BLE001  every other error is a fault of the encoder
-                faults.append(f"{spec} on {name}: encoding raised {place_of(error)}")
+                faults.append(f"{spec} on {name}: encoding raised {place_of(error)}: {error}")
     return found, faults
 
 
 def place_of(error: BaseException) -> str:
     """Name an error and the way to where it was raised: functions and lines of the package."""
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = [f for f in frames if "/fedcompress/" in f.filename]
-    way = " > ".join(f"{Path(f.filename).stem}.{f.name}:{f.lineno}" for f in inside[-6:])
-    return f"{type(error).__name__}: {error} at {way}"
+    way: list[str] = []
+    step = error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        if "/fedcompress/" in code.co_filename:
+            way.append(f"{code.co_name}:{step.tb_lineno}")
+        step = step.tb_next
+    return f"{type(error).__name__} at {' > '.join(way[-6:])}"
 
 
 def _worth(spec: str, name: str, number: int) -> bool:

@@ -41,26 +41,26 @@ def count(draw: np.random.Generator) -> int:
 
 def integers(draw: np.random.Generator, size: int, most: int = (1 << 40) - 1) -> np.ndarray:
     """Give integers (int64) in one of several styles: plausible ones, often with an edge."""
-    style = int(draw.integers(8))
-    if size <= 1 and style < 4:
-        out = draw.integers(0, 4, size)
-    elif size <= 1 and style < 6:
-        out = draw.integers(0, 121, size)
+    style = int(draw.integers(9))
+    if size <= 3 and style < 8:
+        out = draw.integers(0, 4 if style < 6 else 121, size)
     elif style == 0:
         out = np.zeros(size, np.int64)
     elif style == 1:
         out = np.full(size, int(draw.integers(-3, 4)))
     elif style == 2:
         out = draw.choice([0, 1, 2, 3], size, p=[0.85, 0.08, 0.04, 0.03])
+    elif style == 7:
+        out = (draw.random(size) < draw.choice([0.03, 0.1, 0.5])).astype(np.int64)
     elif style == 3:
         out = draw.geometric(0.5, size) - 1
     elif style == 4:
         out = (draw.geometric(0.3, size) - 1) * draw.choice([-1, 1], size)
     else:
-        reach = int(draw.choice([1, 2, 8, 50, 63, 120, 300, 40000]))
+        reach = int(draw.choice([1, 1, 1, 2, 2, 3, 8, 8, 50, 63, 120, 300, 40000]))
         out = draw.integers(-reach if draw.random() < 0.5 else 0, reach + 1, size)
     out = out.astype(np.int64)
-    if size and draw.random() < 0.15:
+    if size and draw.random() < 0.1:
         out[int(draw.integers(size))] = edge(draw, most)
     return out
 

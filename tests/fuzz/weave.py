@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,6 @@ def _tampering(draw: np.random.Generator, odds: float) -> Iterator[None]:
     if odds == 0:
         yield
         return
-    undo: list[tuple[object, str, object]] = []
     put = AdaptiveEncoder.put
 
     def tampered_put(self, values, context, contexts=None):  # type: ignore[no-untyped-def]
@@ -153,17 +153,21 @@ def _tampering(draw: np.random.Generator, odds: float) -> Iterator[None]:
         put(self, values, context, contexts)
 
     AdaptiveEncoder.put = tampered_put  # type: ignore[method-assign]
-    undo.append((AdaptiveEncoder, "put", put))
-    for module in [m for name, m in sys.modules.items() if name.startswith("fedcompress")]:
-        for name in _TAMPERED:
-            if (real := getattr(module, name, None)) is not None:
-                undo.append((module, name, real))
-                setattr(module, name, _tampered(real, draw, odds))
+    for module, name, real in _writers():
+        setattr(module, name, _tampered(real, draw, odds))
     try:
         yield
     finally:
-        for owner, name, real in undo:
-            setattr(owner, name, real)
+        AdaptiveEncoder.put = put  # type: ignore[method-assign]
+        for module, name, real in _writers():
+            setattr(module, name, real)
+
+
+@cache
+def _writers() -> list[tuple[object, str, Callable[..., object]]]:
+    """Give all names by which modules call what writes integers, and what they stand for."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("fedcompress")]
+    return [(m, name, getattr(m, name)) for m in modules for name in _TAMPERED if hasattr(m, name)]
 
 
 def _tampered(real, draw: np.random.Generator, odds: float):  # type: ignore[no-untyped-def]

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedMedian, Strategy
 
 from fedcompress import Compressed, ConfigError, compression_mod, rng_for
-from fedcompress.chain import _Steps
+from fedcompress.chain import Steps
 from simulations.engines import LocalGrid
 
 CLIENTS = 4
@@ -184,7 +184,7 @@ def test_under_a_mean_no_decoded_update_outlives_its_turn() -> None:
     alive: list[int] = []
 
     def aggregate(records: list[RecordDict], key: str) -> MetricRecord:
-        alive.append(sum(type(x) is _Steps for x in gc.get_objects()))
+        alive.append(sum(type(x) is Steps for x in gc.get_objects()))
         return MetricRecord({"clients": len(records)})
 
     strategy = Compressed(FedAvg(train_metrics_aggr_fn=aggregate), uplink="quantize(4)")
