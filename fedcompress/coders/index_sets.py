@@ -19,7 +19,7 @@ from fedcompress.wire import read_varint, write_varint
 
 _FEW = 32  # positions in a combination at most
 _ROWS, _BITMAP, _KERNELS = _FEW + 1, _FEW + 2, _FEW + 3
-_WORTH = 0.98  # share of other bits below which taps are coded by kernel
+_WORTH = 0.96  # share of other bits below which taps are coded by kernel
 _DENSE = 12  # where one in so many is kept, a bitmap is as short as rows, and faster
 _HALF = 3  # and than gaps, where one in so many is
 

@@ -12,6 +12,7 @@ import numpy as np
 from fedcompress.errors import PayloadError
 
 _MOST_TAPS = 256
+_LEAST_OF_FREE = 0.9  # share that neighbours leave of the bits of taps kept at random
 
 
 def taps_of(shape: tuple[int, ...]) -> int:
@@ -22,16 +23,18 @@ def taps_of(shape: tuple[int, ...]) -> int:
 
 def split(indices: np.ndarray, taps: int) -> tuple[np.ndarray, np.ndarray]:
     """Give the kernels that keep any entry (ascending) and their masks (uint8)."""
-    owner = indices // taps
-    first = np.concatenate([[True], owner[1:] != owner[:-1]])
-    kernels = owner[first]
-    masks = np.zeros((kernels.size, taps), np.uint8)
-    masks[np.cumsum(first) - 1, indices - owner * taps] = 1
-    return kernels, masks
+    from fedcompress.kernels import rows
+
+    kernels = np.empty(indices.size, np.int64)
+    masks = np.zeros((indices.size, taps), np.uint8)
+    size = rows.split(indices, taps, kernels, masks)
+    return kernels[:size], masks[:size]
 
 
 def encode_masks(masks: np.ndarray, shape: tuple[int, ...], most_bits: float) -> bytes | None:
     """Code which taps are kept, or give None where that takes more than ``most_bits``."""
+    if _LEAST_OF_FREE * _free_bits(masks) > most_bits:
+        return None
     from fedcompress.kernels import masks as coder
 
     odds = np.empty(masks.shape, np.uint16)
@@ -57,3 +60,12 @@ def decode_masks(data: memoryview, kernels: np.ndarray, shape: tuple[int, ...]) 
         raise PayloadError("payload: words behind taps are left over; the bytes are damaged")
     owner, tap = np.nonzero(masks)
     return np.asarray(kernels[owner] * masks.shape[1] + tap)
+
+
+def _free_bits(masks: np.ndarray) -> float:
+    """Give the bits of masks that keep as many taps, each kernel by itself, at random."""
+    counts = np.bincount(masks.sum(1))
+    kept = np.flatnonzero(counts)
+    ways = [math.log2(math.comb(masks.shape[1], int(k))) for k in kept]
+    counts = counts[kept]
+    return float(counts @ ways - counts @ np.log2(counts / counts.sum()))

@@ -17,6 +17,7 @@ from fedcompress.errors import PayloadError
 from fedcompress.wire import read_varint, write_varint
 
 _RAW, _LEARNT, _COUNTED, _CLASSED = 0, 1, 2, 3
+_RAW_VALUES = 6  # so few teach nothing
 _LEARNT_VALUES = 4096  # up to this many a model that learns is shorter than a table
 _COUNTED_VALUES = 1 << 16  # and up to this many one table is as short as several
 _SAMPLE = 1 << 15
@@ -40,6 +41,8 @@ _UNSIGNED: dict[int, np.dtype[np.unsignedinteger]] = {
 def encode_magnitudes(raw: np.ndarray, shape: tuple[int, ...], dtype: torch.dtype) -> bytes | None:
     """Code an array of ``dtype``, given as its bytes, or give None where this is no gain."""
     bits = raw.view(_UNSIGNED[dtype.itemsize])
+    if 0 < bits.size <= _RAW_VALUES:
+        return bytes((_RAW,)) + raw.tobytes()
     width, below = 8 * dtype.itemsize, _SIGNIFICAND.get(dtype, 0) - _UPPER
     if bits.size == 0 or below < 0 or _is_regular(bits, min(8, below)):
         return None

@@ -8,6 +8,8 @@ neighbours or a few common directions predict is taken off where that pays; and 
 to be worth tables are coded by histograms that are learnt on the way.
 """
 
+import math
+
 import numpy as np
 
 from fedcompress.coders.adaptive import AdaptiveDecoder, AdaptiveEncoder
@@ -29,7 +31,7 @@ from fedcompress.coders.tables import Tables
 from fedcompress.errors import PayloadError
 from fedcompress.wire import read_varint, write_varint
 
-_ZERO, _LEARNT, _PLAIN, _NEIGHBOURS = 0, 1, 2, 3
+_ZERO, _PLAIN, _NEIGHBOURS = 0, 1, 2
 _LEARNT_BELOW = 8192  # symbols
 _ONE_LANE_BELOW = 32768
 _SURE_GAIN = 0.1  # share of energy that neighbours take away where we need not compare
@@ -54,7 +56,7 @@ def encode_matrix(
     """
     lags = _level_lags(shape)
     if values.size < _LEARNT_BELOW:
-        return _encode_learnt(values, lags, transitions)
+        return _code_learnt(values, lags, transitions)
     neighbours, across = None, values
     if transitions is None and values.dtype == np.int16:
         across, neighbours = _neighbours(values, shape)
@@ -80,6 +82,8 @@ def decode_matrix(
     data: memoryview, rows: int, columns: int, transitions: np.ndarray | None = None
 ) -> np.ndarray:
     """Read a matrix (int16, or int32 if need be) that `encode_matrix` coded."""
+    if rows * columns < _LEARNT_BELOW:
+        return _read_learnt(data, rows, columns, transitions)
     from fedcompress.kernels.classes import CLASSES
 
     length, start = read_varint(data, 0)
@@ -91,8 +95,6 @@ def decode_matrix(
     kind = side.take_one(HEAD)
     if kind == _ZERO and not len(words):
         values = np.zeros((rows, columns), np.int16)
-    elif kind == _LEARNT and not len(words) and rows * columns < _LEARNT_BELOW:
-        values = _take_learnt(side, (rows, columns), transitions)
     elif kind == _PLAIN:
         values = _take_plain(side, words, (rows, columns), transitions)
     elif kind == _NEIGHBOURS and transitions is None:
@@ -136,20 +138,20 @@ def _by_neighbours(
 
 def _take_neighbours(side: AdaptiveDecoder, data: memoryview, shape: tuple[int, int]) -> np.ndarray:
     from fedcompress.kernels import along
-    from fedcompress.kernels.classes import rest_limits, transposed
+    from fedcompress.kernels.classes import rest_groups, transposed
 
     neighbours = Neighbours.take(side, shape[0])
     levels = Levels.take(side, shape, HEAD, LEVELS)
     half = take_half(side)
     tables, far = take_model(side, half, 4, shape[0] * shape[1])
     states, words = _split(data, 4)
+    by_group = tables.of_context.astype(np.uint8).reshape(-1, 4)
     values = np.empty(shape, np.int16)
     end = along.decode(
         levels.classes(),
         neighbours.lags,
         neighbours.weights,
-        rest_limits(),
-        tables.of_context.astype(np.uint8),
+        np.take_along_axis(by_group, rest_groups(), 1),
         _slots(tables),
         half,
         far,
@@ -175,7 +177,8 @@ def _take_plain(
     symbols = np.empty(shape, np.uint8)
     contexts = levels.classes()
     if transitions is None:
-        end = rans.decode(of_context[contexts], _slots(tables), words, 0, states, symbols)
+        kernels.look_up(of_context, contexts)
+        end = rans.decode(contexts, _slots(tables), words, 0, states, symbols)
     else:
         parity = np.empty(2 * half + 3, np.uint8)
         parity[: 2 * half + 1] = np.arange(-half, half + 1) & 1
@@ -202,38 +205,34 @@ def _zero() -> bytes:
     return _with_length(side)
 
 
-def _encode_learnt(values: np.ndarray, lags: np.ndarray, transitions: np.ndarray | None) -> bytes:
+def _code_learnt(values: np.ndarray, lags: np.ndarray, transitions: np.ndarray | None) -> bytes:
     from fedcompress.kernels.classes import first_odds
-    from fedcompress.kernels.learnt import spell_matrix
+    from fedcompress.kernels.learnt import code_matrix
 
-    size = values.size + 2 * sum(values.shape) + 8
-    said, contexts = np.empty(size, np.int64), np.empty(size, np.int64)
     machine = _NO_TRELLIS if transitions is None else transitions
-    count = spell_matrix(values, lags, machine, HEAD, LEVELS, SYMBOLS, said, contexts)
-    if count == 0:
-        return _zero()
-    side = AdaptiveEncoder()
-    side.put_few(HEAD, _LEARNT)
-    side.expect(np.repeat(first_odds(), 1 if transitions is None else 2), SYMBOLS)
-    side.put(said[:count], 0, contexts[:count])
-    return _with_length(side)
+    out = np.empty(512 + 2 * values.size, np.uint8)
+    while True:
+        end = code_matrix(values, lags, machine, first_odds(), HEAD, LEVELS, SYMBOLS, out)
+        if end >= 0:
+            return out[:end].tobytes()
+        out = np.empty(4 * out.size, np.uint8)
 
 
-def _take_learnt(
-    side: AdaptiveDecoder, shape: tuple[int, int], transitions: np.ndarray | None
+def _read_learnt(
+    data: memoryview, rows: int, columns: int, transitions: np.ndarray | None
 ) -> np.ndarray:
+    if len(data) == 0:
+        return np.zeros((rows, columns), np.int16)
     from fedcompress.kernels.classes import first_odds
     from fedcompress.kernels.learnt import read_matrix
 
-    values = np.empty(shape[0] * shape[1], np.int64)
+    values = np.empty(rows * columns, np.int64)
     machine = _NO_TRELLIS if transitions is None else transitions
-    side.expect(np.repeat(first_odds(), 1 if transitions is None else 2), SYMBOLS)
-    if not read_matrix(*side.memory, HEAD, LEVELS, SYMBOLS, machine, *shape, values):
-        raise PayloadError("payload: symbols out of range; the bytes are damaged")
-    largest = int(np.abs(values).max())
-    if largest >= 1 << 31:
-        raise PayloadError("payload: a symbol beyond 31 bits; the bytes are damaged")
-    return values.astype(np.int16 if largest < 1 << 15 else np.int32).reshape(shape)
+    body = np.frombuffer(data, np.uint8)
+    largest = read_matrix(body, machine, first_odds(), HEAD, LEVELS, SYMBOLS, rows, columns, values)
+    if not 0 <= largest < 1 << 31:
+        raise PayloadError("payload: small symbols out of range or left over; damaged bytes")
+    return values.astype(np.int16 if largest < 1 << 15 else np.int32).reshape(rows, columns)
 
 
 def _words(model: Model, along: bool = False) -> bytes:
@@ -287,7 +286,7 @@ def _check_end(end: int, words: np.ndarray, states: np.ndarray) -> None:
 
 
 def _level_lags(shape: tuple[int, ...]) -> np.ndarray:
-    taps = int(np.prod(shape[2:], dtype=np.int64)) if len(shape) > 2 else 1
+    taps = math.prod(shape[2:])
     return np.array([1, taps], np.int64) if taps > 1 else _ONE
 
 

@@ -48,18 +48,20 @@ def count_rows(indices: np.ndarray, n: int, shape: tuple[int, ...]) -> Rows | No
     """Count ascending positions out of ``n`` by row and column; None where gaps are as short."""
     if len(shape) < 2 or min(shape[0], n // shape[0]) < 2:
         return None
+    from fedcompress.kernels import rows as kernels
+
     rows, columns = shape[0], n // shape[0]
-    row = indices // columns
-    column = indices - row * columns
-    counts = np.bincount(row, minlength=rows)
-    turns = np.bincount(column, minlength=columns)
-    if int(counts.max()) > _MOST_IN_ROW or int(turns.max()) > _MOST_IN_COLUMN:
+    counts, turns = np.zeros(rows, np.int64), np.zeros(columns, np.int64)
+    column = np.empty(indices.size, np.int64)
+    most = kernels.count(indices, counts, turns, column)
+    if most[0] > _MOST_IN_ROW or most[1] > _MOST_IN_COLUMN:
         return None
-    rows_bits, spread = _sequence_bits(counts)
-    columns_bits, urn = _sequence_bits(turns)
+    rows_nats = kernels.sequence_nats(counts, most[0], _ALPHA)
+    columns_nats = kernels.sequence_nats(turns, most[1], _ALPHA)
+    spread, urn = int(rows_nats.argmin()), int(columns_nats.argmin())
     # One set is many sequences of rows and columns: as many as its entries have orders.
-    orders_bits = math.lgamma(indices.size + 1) / math.log(2)
-    bits = rows_bits + columns_bits - orders_bits + _OVERHEAD_BITS
+    nats = rows_nats[spread] + columns_nats[urn] - math.lgamma(indices.size + 1)
+    bits = float(nats) / math.log(2) + _OVERHEAD_BITS
     if bits > _WORTH * random_bits(indices.size, n):
         return None
     first, step = _SHAPES[urn]
@@ -156,17 +158,6 @@ def _negative_binomial(total: int, rows: int, spread: int, alphabet: int) -> np.
         weights.append(weights[-1] * up // down)
     shift = max(0, max(weights).bit_length() - 30)
     return np.array([max(1, weight >> shift) for weight in weights], np.int64)
-
-
-def _sequence_bits(counts: np.ndarray) -> tuple[float, int]:
-    """Bits of a sequence with these counts from an urn, and the index of its best shape."""
-    total = int(counts.sum())
-    beyond = np.bincount(counts)[::-1].cumsum()[::-1][1:]  # how many counts exceed 0, 1, 2, …
-    turns = np.log(_ALPHA[:, None] + np.arange(beyond.size)) @ beyond
-    copies = _ALPHA * counts.size
-    nats = [math.lgamma(c + total) - math.lgamma(c) - t for c, t in zip(copies, turns, strict=True)]
-    best = int(np.argmin(nats))
-    return nats[best] / math.log(2), best
 
 
 def _fits(columns: int, first: int, count: int, step: int) -> bool:

@@ -1,5 +1,7 @@
 """Symbols of an array of any shape: which of the codings they take, and in what rows."""
 
+import math
+
 import numpy as np
 
 from fedcompress.coders.classes import decode_by_class
@@ -12,7 +14,7 @@ from fedcompress.wire import read_signed, read_varint, write_signed, write_varin
 
 # The first two are of wire version 1; the first is still written where nothing else can.
 _ALIKE, _BY_CLASS, _ROWS, _FEW = 0, 1, 2, 3
-_FEW_MEANS = 8  # symbols that are not worth a model
+_FEW_MEANS = 16  # symbols that are not worth a model
 _WIDEST = (1 << 31) - 1
 
 
@@ -20,15 +22,17 @@ def encode_symbols(values: np.ndarray, states: int) -> bytes:
     """Code integers of any shape; ``states`` if they are levels of a trellis of so many states."""
     if values.size == 0:
         return b""
+    if values.size <= _FEW_MEANS and values.dtype.kind == "i":
+        few = values.reshape(-1).tolist()
+        if max(map(abs, few)) <= _WIDEST:
+            return bytes((_FEW,)) + b"".join(map(write_signed, few))
     if values.dtype.itemsize > 4 or values.dtype.kind != "i":
         low, high = int(values.min()), int(values.max())
         if max(-low, high) > _WIDEST:
             return bytes((_ALIKE,)) + encode_integers(values)
         values = values.astype(np.int32)
-    if values.dtype == np.int32 and int(np.abs(values).max()) < 1 << 15:
+    if values.dtype == np.int32 and int(values.max()) < 1 << 15 and int(values.min()) > -(1 << 15):
         values = values.astype(np.int16)
-    if values.size <= _FEW_MEANS:
-        return bytes((_FEW,)) + b"".join(write_signed(v) for v in values.reshape(-1).tolist())
     transitions = _transitions(states)
     width = row_width(values.shape)
     flat = np.ascontiguousarray(values).reshape(-1)
@@ -42,7 +46,7 @@ def encode_symbols(values: np.ndarray, states: int) -> bytes:
 
 def decode_symbols(data: memoryview, shape: tuple[int, ...], states: int) -> np.ndarray:
     """Read integers (flat) that `encode_symbols` coded."""
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if count == 0:
         return symbols_as_int32(decode_integers(data, count))
     if len(data) == 0 or data[0] > _FEW:

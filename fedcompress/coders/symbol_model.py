@@ -108,7 +108,7 @@ def outline_of(values: np.ndarray, grouping: Grouping) -> Outline | None:
     if grouping.transitions is not None:
         kernels.groups_of_state(values, grouping.transitions, contexts)
     elif grouping.rest is not None:
-        kernels.groups_of_rest(grouping.rest, kernels.rest_limits(), contexts)
+        kernels.groups_of_rest(grouping.rest, kernels.rest_groups(), contexts)
     return Outline(levels, contexts, symbols, half, grouping.groups, int(beyond))
 
 

@@ -86,7 +86,7 @@ def residual(
         for column in range(total.size):
             near = (total[column] + 16) >> 5
             out[row, column] = np.int32(values[row, column]) - near
-            rest[row, column] = np.int8(4 * (total[column] - 32 * near))
+            rest[row, column] = np.int8(total[column] - 32 * near)
 
 
 @kernel
@@ -158,8 +158,7 @@ def decode(
     classes: np.ndarray,
     lags: np.ndarray,
     weights: np.ndarray,
-    limits: np.ndarray,
-    of_context: np.ndarray,
+    table_of: np.ndarray,
     slots: np.ndarray,
     half: int,
     beyond: np.ndarray,
@@ -173,10 +172,8 @@ def decode(
     ----------
     classes : ndarray
         uint8, shape (rows, columns).
-    limits : ndarray
-        uint8, shape (classes, 3): sizes of a rest that part the groups.
-    of_context : ndarray
-        uint8, shape (4 × classes,): the table of each context.
+    table_of : ndarray
+        uint8, shape (classes, 17): the table of each class and size of a rest in 1/32.
     beyond : ndarray
         int64: the residuals beyond ``half``, in the order of the rows.
     values : ndarray
@@ -196,14 +193,7 @@ def decode(
         predict(values, lags, weights, row, total)
         for column in range(columns):
             rest = total[column] - 32 * ((total[column] + 16) >> 5)
-            size = np.uint8(4 * abs(rest))
-            k = classes[row, column]
-            group = (
-                np.uint8(size > limits[k, 0])
-                + np.uint8(size > limits[k, 1])
-                + np.uint8(size > limits[k, 2])
-            )
-            tables[column] = of_context[4 * k + group]
+            tables[column] = table_of[classes[row, column], abs(rest)]
         x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
         for column in range(0, whole, 4):
             e0 = slots[tables[column], x0 & mask]

@@ -16,22 +16,22 @@ from fedcompress.kernels.jit import kernel
 FIRST, LAST = -20, 14  # levels beyond these join the outermost class
 CLASSES = LAST - FIRST + 2  # the first class is of rows and columns of zeros
 EMPTY = -1000  # level of a row or column of zeros
-REST_UNIT = 128  # a rest of half a step is stored as 64
 
 
 @cache
-def rest_limits() -> np.ndarray:
-    """Give, for each class, the sizes of a rest (uint8, (classes, 3)) that part the four groups.
+def rest_groups() -> np.ndarray:
+    """Give the group, 0 to 3, of each class and size of a rest in 1/32 (uint8, (classes, 17)).
 
-    They are .1, .3 and .8 of the class's mean magnitude; 65 is never exceeded.
+    They part at .1, .3 and .8 of the class's mean magnitude.
     """
-    limits = np.full((CLASSES, 3), 65, np.uint8)
+    groups = np.zeros((CLASSES, 17), np.uint8)
     for k in range(1, CLASSES):
         level = FIRST + k - 1
         magnitude = 2.0 ** (level // 2) * (1.4142135623730951 if level % 2 else 1.0)
-        for i, share in enumerate((0.1, 0.3, 0.8)):
-            limits[k, i] = min(65, int(share * magnitude * REST_UNIT))
-    return limits
+        for share in (0.1, 0.3, 0.8):
+            limit = int(share * magnitude * 128)
+            groups[k] += 4 * np.arange(17) > limit
+    return groups
 
 
 @cache
@@ -134,19 +134,6 @@ def axes_bits(
 
 
 @kernel
-def residual(values: np.ndarray, predicted: np.ndarray, out: np.ndarray, rest: np.ndarray) -> None:
-    """Split a prediction (float32) into its nearest integer, taken off, and the rest (int8)."""
-    rows, columns = values.shape
-    for row in range(rows):
-        for column in range(columns):
-            near = np.rint(predicted[row, column])
-            out[row, column] = np.int32(values[row, column]) - np.int32(near)
-            rest[row, column] = np.int8(
-                np.rint((predicted[row, column] - near) * np.float32(REST_UNIT))
-            )
-
-
-@kernel
 def classes(row_levels: np.ndarray, column_levels: np.ndarray, out: np.ndarray) -> None:
     """Give the class of every entry (uint8)."""
     for row in range(out.shape[0]):
@@ -158,19 +145,21 @@ def classes(row_levels: np.ndarray, column_levels: np.ndarray, out: np.ndarray) 
 
 
 @kernel
-def groups_of_rest(rest: np.ndarray, limits: np.ndarray, contexts: np.ndarray) -> None:
+def look_up(table: np.ndarray, contexts: np.ndarray) -> None:
+    """Replace contexts by what a table (uint8) says of them, in place."""
+    for row in range(contexts.shape[0]):
+        for column in range(contexts.shape[1]):
+            contexts[row, column] = table[contexts[row, column]]
+
+
+@kernel
+def groups_of_rest(rest: np.ndarray, groups: np.ndarray, contexts: np.ndarray) -> None:
     """Replace classes by contexts, 4 × class + group of the rest's size (in place)."""
     rows, columns = rest.shape
     for row in range(rows):
         for column in range(columns):
             k = contexts[row, column]
-            size = np.uint8(abs(rest[row, column]))
-            group = (
-                np.uint8(size > limits[k, 0])
-                + np.uint8(size > limits[k, 1])
-                + np.uint8(size > limits[k, 2])
-            )
-            contexts[row, column] = 4 * k + group
+            contexts[row, column] = 4 * k + groups[k, abs(np.int64(rest[row, column]))]
 
 
 @kernel
@@ -261,12 +250,3 @@ def find_beyond(symbols: np.ndarray, half: int, found: np.ndarray) -> int:
                 found[n] = i
             n += 1
     return n
-
-
-@kernel
-def add_nearest(values: np.ndarray, predicted: np.ndarray) -> None:
-    """Add the nearest integers of a prediction (float32) in place."""
-    rows, columns = values.shape
-    for row in range(rows):
-        for column in range(columns):
-            values[row, column] += np.int32(np.rint(predicted[row, column]))

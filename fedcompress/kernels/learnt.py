@@ -6,8 +6,9 @@ calling from the interpreter would cost more than the coding.
 
 import numpy as np
 
-from fedcompress.kernels.adaptive import take
+from fedcompress.kernels.adaptive import REGISTERS, SLOTS, UNARY, finish, put, take
 from fedcompress.kernels.classes import (
+    CLASSES,
     EMPTY,
     axes_bits,
     groups_of_state,
@@ -16,12 +17,14 @@ from fedcompress.kernels.classes import (
     symbols_of,
 )
 from fedcompress.kernels.classes import classes as classes_of
-from fedcompress.kernels.jit import kernel
+from fedcompress.kernels.jit import inlined, kernel
 
 MOST_LEVEL = 50
 _MOST_HALF = 120
 _BITS_A_LEVEL = 2.0
 _BITS_A_SYMBOL = 3.0  # that a class has to learn
+_TRUST = 1  # bits seen that the first odds are worth
+_EVEN = 1 << 14
 _NONE8 = np.zeros(0, np.uint8)
 _NO_REST = np.zeros((0, 0), np.int8)
 _NO_TRELLIS = np.zeros((0, 3), np.int64)
@@ -187,18 +190,43 @@ def spell_both(
     return n
 
 
+@inlined
+def _begin(odds: np.ndarray, counts: np.ndarray, context: int) -> None:
+    for slot in range(context * SLOTS, (context + 1) * SLOTS):
+        odds[slot] = _EVEN
+        counts[slot] = 0
+
+
+@inlined
+def _begin_class(odds: np.ndarray, counts: np.ndarray, context: int, first_odds: int) -> None:
+    """Begin with the odds that its class suggests, against zero and each step of magnitude."""
+    at = context * SLOTS
+    for slot in range(at, at + SLOTS):
+        odds[slot] = _EVEN
+        counts[slot] = 0
+    odds[at] = first_odds
+    counts[at] = _TRUST
+    for slot in range(at + 2, at + 2 + UNARY):
+        odds[slot] = first_odds
+        counts[slot] = _TRUST
+
+
 @kernel
-def spell_matrix(
+def code_matrix(
     matrix: np.ndarray,
     lags: np.ndarray,
     transitions: np.ndarray,
+    first_odds: np.ndarray,
     head: int,
     base: int,
     symbols_base: int,
-    values: np.ndarray,
-    contexts: np.ndarray,
+    out: np.ndarray,
 ) -> int:
-    """Spell a small matrix, levels first; returns how many integers, 0 if all entries are zero."""
+    """Code a small matrix, levels first; the bytes that takes, 0 if all entries are zero.
+
+    Gives −1 where ``out`` is too small. Contexts below ``symbols_base`` are of levels, those from
+    there on of classes, which begin with ``first_odds``.
+    """
     rows, columns = matrix.shape
     by_row, by_column = np.empty(rows, np.int64), np.empty(columns, np.int64)
     for row in range(rows):
@@ -236,43 +264,88 @@ def spell_matrix(
     if not sent & 2:
         for column in range(columns):
             column_levels[column] = 0
+    size = rows * columns + 2 * (rows + columns) + 8
+    values, contexts = np.empty(size, np.int64), np.empty(size, np.int64)
     row_lags = np.empty(1, np.int64)
     row_lags[0] = 1
     n = spell_both(row_levels, column_levels, sent, row_lags, lags, head, base, values, contexts)
     found = np.empty((rows, columns), np.uint8)
     classes_of(row_levels, column_levels, found)
+    groups = 1
     if transitions.size:
+        groups = 2
         groups_of_state(matrix, transitions, found)
+    odds = np.empty((symbols_base + groups * CLASSES) * SLOTS, np.int64)
+    counts = np.empty((symbols_base + groups * CLASSES) * SLOTS, np.int64)
+    begun = np.zeros(groups * CLASSES, np.uint8)
+    for context in range(symbols_base):
+        _begin(odds, counts, context)
     for row in range(rows):
         for column in range(columns):
+            k = np.int64(found[row, column])
+            if not begun[k]:
+                begun[k] = 1
+                _begin_class(odds, counts, symbols_base + k, first_odds[k // groups])
             values[n] = matrix[row, column]
-            contexts[n] = symbols_base + np.int64(found[row, column])
+            contexts[n] = symbols_base + k
             n += 1
-    return n
+    registers = np.empty(REGISTERS, np.int64)
+    registers[0], registers[1], registers[2] = 0xFFFFFFFF, 0, -1
+    registers[3], registers[4] = 0, 0
+    values, contexts = values[:n], contexts[:n]
+    if put(registers, out, odds, counts, values, contexts) < n:
+        return -1
+    if registers[3] + registers[4] + 16 > out.size:
+        return -1
+    length = finish(registers, out)
+    if length == 0:  # which stands for zeros
+        out[0] = 0
+        length = 1
+    return length
 
 
 @kernel
 def read_matrix(
-    registers: np.ndarray,
     data: np.ndarray,
-    odds: np.ndarray,
-    counts: np.ndarray,
+    transitions: np.ndarray,
+    first_odds: np.ndarray,
     head: int,
     base: int,
     symbols_base: int,
-    transitions: np.ndarray,
     rows: int,
     columns: int,
     values: np.ndarray,
-) -> bool:
-    """Read what `spell_matrix` spelled, into ``values`` (flat); False on damage."""
+) -> int:
+    """Read what `code_matrix` coded, into ``values`` (int64, flat).
+
+    Returns the largest magnitude; −1 where the bytes are damaged.
+    """
+    groups = 2 if transitions.size else 1
+    odds = np.empty((symbols_base + groups * CLASSES) * SLOTS, np.int64)
+    counts = np.empty((symbols_base + groups * CLASSES) * SLOTS, np.int64)
+    for context in range(symbols_base):
+        _begin(odds, counts, context)
+    registers = np.empty(REGISTERS, np.int64)
+    registers[0], registers[1], registers[2] = 0xFFFFFFFF, 0, 4
+    registers[3], registers[4] = 0, 0
+    for i in range(4):
+        byte = np.int64(data[i]) if i < data.size else 0
+        registers[1] = registers[1] << 8 | byte
     row_levels, column_levels = np.empty(rows, np.int16), np.empty(columns, np.int16)
-    sent = read_both(registers, data, odds, counts, head, base, row_levels, column_levels)
-    if sent < 0:
-        return False
+    if read_both(registers, data, odds, counts, head, base, row_levels, column_levels) < 0:
+        return -1
     found = np.empty((rows, columns), np.uint8)
     classes_of(row_levels, column_levels, found)
-    return take(
+    begun = np.zeros(CLASSES, np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            k = np.int64(found[row, column])
+            if not begun[k]:
+                begun[k] = 1
+                for group in range(groups):
+                    context = symbols_base + k * groups + group
+                    _begin_class(odds, counts, context, first_odds[k])
+    if not take(
         registers,
         data,
         odds,
@@ -282,4 +355,11 @@ def read_matrix(
         found.reshape(-1),
         columns,
         transitions,
-    )
+    ):
+        return -1
+    if data.size > registers[2]:
+        return -1
+    largest = 0
+    for i in range(values.size):
+        largest = max(largest, abs(values[i]))
+    return largest

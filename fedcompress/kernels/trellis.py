@@ -13,6 +13,7 @@ Every row starts in state 0. Rows are searched sixteen at a time, one in each la
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numba import njit
@@ -33,6 +34,7 @@ _HUGE = _F(1e30)
 _NOT_NEGATIVE = (1 << 48) - 1  # a mask that tells the compiler so: no index counts from the end
 
 
+@cache
 def transitions(states: int) -> np.ndarray:
     """Give, for each state, the next after an even and an odd level, and the quantizer (int64)."""
     feedback, odd = MACHINES[states]
@@ -40,6 +42,11 @@ def transitions(states: int) -> np.ndarray:
     quantizer = now // (states // 2)
     even = ((now << 1) & (states - 1)) ^ (quantizer * feedback)
     return np.stack([even, even ^ odd, quantizer], 1)
+
+
+@cache
+def _machine(states: int) -> np.ndarray:
+    return transitions(states).astype(np.uint8)
 
 
 def search(
@@ -82,14 +89,14 @@ def search(
 def reconstruct(levels: np.ndarray, shrinkage: np.ndarray, states: int) -> np.ndarray:
     """Give the entries (float32) of levels, int16 or int32, shape (rows, columns), in steps."""
     out = np.empty(levels.shape, np.float32)
-    _reconstruct(levels, shrinkage.reshape(-1), transitions(states).astype(np.uint8), out)
+    _reconstruct(levels, shrinkage.reshape(-1), _machine(states), out)
     return out
 
 
 def quantizers(levels: np.ndarray, states: int) -> np.ndarray:
     """Give the quantizer (uint8, 0 or 1) of each entry of levels, shape (rows, columns)."""
     out = np.empty(levels.shape, np.uint8)
-    _quantizers(levels, transitions(states).astype(np.uint8), out)
+    _quantizers(levels, _machine(states), out)
     return out
 
 

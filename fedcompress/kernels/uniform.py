@@ -55,3 +55,10 @@ def round_stochastic(
         noise = np.float32(np.int32(word(seed, i) >> np.uint64(40))) * np.float32(2.0**-24)
         value = np.int32(np.floor(x[i] / step + noise))
         out[i] = min(max(value, -most), most)
+
+
+@kernel
+def multiples(x: np.ndarray, scale: float, out: np.ndarray) -> None:
+    """Multiply integers by a scale of the dtype of ``out``."""
+    for i in range(x.size):
+        out[i] = out.dtype.type(x[i]) * scale

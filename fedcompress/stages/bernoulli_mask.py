@@ -42,6 +42,8 @@ class BernoulliMask(Stage):
 
     def encode(self, x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Streams]:
         """Draw; there is no side stream."""
+        if x.numel() == 0:
+            return x.to(torch.int8), ()
         low, high = (float(end) for end in torch.aminmax(x))
         if low < -_ROUNDING or high > 1 + _ROUNDING:
             raise OutOfRangeError(
@@ -54,7 +56,6 @@ class BernoulliMask(Stage):
     def decode(self, x: Tensor, side: Streams, like: Layout) -> Tensor:
         """Give the mask as numbers."""
         del side
-        low, high = torch.aminmax(x)
-        if int(low) < 0 or int(high) > 1:
+        if x.numel() and (int(x.min()) < 0 or int(x.max()) > 1):
             raise PayloadError("payload: a mask of other symbols than 0 and 1; it is damaged")
         return x.to(like.dtype).reshape(like.shape)

@@ -54,6 +54,8 @@ class Eden(Stage):
 
     def encode(self, x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Streams]:
         """Give the symbols, flat; the side streams are the seed and a scale for each block."""
+        if x.numel() == 0:
+            return x.reshape(-1).to(torch.int32), (Scale(x.new_zeros(0)),)
         seed = int(rng.integers(0, 1 << 64, dtype=np.uint64))
         near_one, exponent = without_exponent(x)
         flat = near_one.reshape(-1).to(torch.float32)
@@ -69,6 +71,8 @@ class Eden(Stage):
         seed = seeds[0].value if seeds and isinstance(seeds[0], Seed) else 0
         if not isinstance(scale, Scale):
             raise PayloadError(f"expected scales, got a stream of {scale.kind}")
+        if x.numel() == 0:
+            return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
         low, high = torch.aminmax(x)
         if int(low) < 0 or int(high) >= 1 << self.bits:
             raise PayloadError(f"payload: symbols of more than {self.bits} bits; it is damaged")

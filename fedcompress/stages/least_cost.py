@@ -63,6 +63,8 @@ def choose_levels(
     ndarray
         int32, of shape ``shape``.
     """
+    if x.size == 0:
+        return np.zeros(shape, np.int32)
     if states == 0:
         offset = np.float32(max(0.5 - _DEAD_ZONE * rate_weight, 0.0))
         return np.asarray(np.sign(x) * np.floor(np.abs(x) / 2 + offset), np.int32).reshape(shape)

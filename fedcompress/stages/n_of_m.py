@@ -75,8 +75,8 @@ class NOfM(Stage):
         return (SymbolForm((-(-like.size // self.m),)),)
 
     def layout_after(self, like: Layout, side: Streams) -> Layout:
-        """Give the layout of n entries a group."""
-        del side
+        """Give the layout of n entries a group, once their patterns are checked."""
+        self._numbers(side, like)
         groups, over = divmod(like.size, self.m)
         return Layout((groups * self.n + min(self.n, over),), like.dtype, like.device)
 
@@ -99,19 +99,27 @@ class NOfM(Stage):
         sums = torch.zeros(groups, dtype=torch.int64, device=kept.device)
         return sums.index_add_(0, order // self.n, terms).to(torch.int16)
 
-    def _positions(self, side: Streams, like: Layout) -> Tensor:
+    def _numbers(self, side: Streams, like: Layout) -> Tensor:
+        """Give the number of each group's pattern."""
         (stream,) = side
         if not isinstance(stream, Symbols):
             raise PayloadError(f"expected patterns, got a stream of {stream.kind}")
         numbers = stream.values
-        table = _places(self.n, self.m)
-        groups, over = divmod(like.size, self.m)
+        if numbers.numel() == 0:
+            return numbers
+        most, over = math.comb(self.m, self.n), like.size % self.m
         # The first patterns are those of a shorter group, which may have room for one only.
-        last = max(1, math.comb(over, self.n)) if over else len(table)
-        if int(numbers.min()) < 0 or int(numbers.max()) >= len(table) or int(numbers[-1]) >= last:
+        last = max(1, math.comb(over, self.n)) if over else most
+        if int(numbers.min()) < 0 or int(numbers.max()) >= most or int(numbers[-1]) >= last:
             raise PayloadError(
                 f"payload: a pattern that {self.n} of {self.m} has not; the bytes are damaged"
             )
+        return numbers
+
+    def _positions(self, side: Streams, like: Layout) -> Tensor:
+        numbers = self._numbers(side, like)
+        table = _places(self.n, self.m)
+        groups, over = divmod(like.size, self.m)
         size = groups * self.n + min(self.n, over)
         if numbers.device.type == "cpu":
             from fedcompress.kernels import patterns

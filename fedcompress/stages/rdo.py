@@ -190,7 +190,7 @@ def root_mean_square(arrays: Collection[Tensor]) -> float:
     if 1e-30 < total < math.inf:
         return math.sqrt(total / count)
     # Squares of very large and small numbers leave the range of floats; their ratios do not.
-    largest = max((float(x.abs().max()) for x in arrays), default=0.0)
+    largest = max((float(x.abs().max()) for x in arrays if x.numel()), default=0.0)
     if largest == 0:
         return 0.0
     ratios = (float(torch.linalg.vector_norm(x.double() / largest)) for x in arrays)
@@ -214,7 +214,7 @@ def _step_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _sendable(step: float, matrix: np.ndarray, dtype: torch.dtype) -> float:
     """Round a step as it is sent, within what levels and float32 can hold."""
-    largest = max(float(matrix.max()), -float(matrix.min()))
+    largest = max(float(matrix.max(initial=0)), -float(matrix.min(initial=0)))
     limits = torch.finfo(dtype)
     step = min(max(step, largest / _MOST_STEPS, limits.tiny), limits.max / 2)
     if dtype == torch.float64:

@@ -1,5 +1,6 @@
 """Structured sparsification: whole rows or filters."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,7 +47,7 @@ class TopRows(Stage):
     def encode(self, x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Streams]:
         """Gather the kept rows; the side stream says which."""
         del rng
-        rows = x.reshape(_rows_of(tuple(x.shape)), -1)
+        rows = x.reshape(_matrix(tuple(x.shape)))
         indices = largest(_norms(rows), count_of(self.fraction, rows.shape[0]))
         kept = rows[indices].reshape(indices.numel(), *x.shape[1:])
         return kept, (IndexSet(indices, rows.shape[0]),)
@@ -59,7 +60,7 @@ class TopRows(Stage):
 
     def side_forms(self, like: Layout) -> Forms:
         """Expect the positions of rows."""
-        return (IndexForm(_rows_of(like.shape)),)
+        return (IndexForm(_matrix(like.shape)[0]),)
 
     def layout_after(self, like: Layout, side: Streams) -> Layout:
         """As many rows as positions."""
@@ -67,19 +68,19 @@ class TopRows(Stage):
 
     def add_to(self, total: Tensor, x: Tensor, side: Streams, like: Layout, weight: float) -> None:
         """Add the kept rows only."""
-        rows = positions(side)
-        total.view(_rows_of(like.shape), -1).index_add_(
-            0, rows, x.reshape(rows.numel(), -1).to(total.dtype), alpha=weight
-        )
+        rows, matrix = positions(side), _matrix(like.shape)
+        kept = x.reshape(rows.numel(), matrix[1]).to(total.dtype)
+        total.view(matrix).index_add_(0, rows, kept, alpha=weight)
 
 
-def _rows_of(shape: tuple[int, ...]) -> int:
-    return shape[0] if shape else 1
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Give the number of rows and their length, also where there are none."""
+    return shape[0] if shape else 1, math.prod(shape[1:])
 
 
 def _norms(rows: Tensor) -> Tensor:
     """Give numbers ordered as the L2 norms of the rows are (float64)."""
-    if rows.shape[1] == 1:
+    if rows.shape[1] == 1 or rows.numel() == 0:
         return rows.reshape(-1).abs().double()
     if rows.dtype == torch.float64:  # whose squares may leave the range, unlike those of float32
         rows = rows / rows.abs().max().clamp(min=torch.finfo(torch.float64).tiny)

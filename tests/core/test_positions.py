@@ -72,6 +72,27 @@ def test_positions_of_busy_rows_and_columns_cost_less_than_random_ones() -> None
     assert bits < known_bits + 0.5 * math.log2(indices.size) * 1300 + 200
 
 
+def in_kernels(outputs: int, inputs: int, side: int, share: float, seed: int = 0) -> np.ndarray:
+    """Positions of a convolution of which whole patches of neighbouring taps are kept."""
+    draw = rng_for(seed, purpose="in_kernels")
+    kept = np.zeros((outputs, inputs, side, side), bool)
+    for out, into in np.argwhere(draw.random((outputs, inputs)) < share):
+        top, left = draw.integers(side, size=2)
+        kept[out, into, top : top + 2, left : left + 2] = True
+    return np.flatnonzero(kept)
+
+
+@pytest.mark.parametrize(("side", "share"), [(3, 0.02), (5, 0.05), (2, 0.03)])
+def test_neighbouring_taps_cost_less_than_scattered_ones(side: int, share: float) -> None:
+    shape = (64, 48, side, side)
+    n = math.prod(shape)
+    indices = in_kernels(*shape[:3], share)
+    data = encode_index_set(indices, n, shape)
+    np.testing.assert_array_equal(decode_index_set(memoryview(data), n, shape), indices)
+    assert 8 * len(data) < 0.75 * entropy_bits(indices.size, n)
+    assert len(data) < 0.9 * len(encode_index_set(indices, n, (64, n // 64)))
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 20, 32])
 @pytest.mark.parametrize("n", [40, 512, 100_000])
 def test_a_few_positions_cost_the_logarithm_of_their_number(count: int, n: int) -> None:
@@ -94,10 +115,21 @@ def test_positions_of_wire_version_1_are_still_read() -> None:
     np.testing.assert_array_equal(decode_index_set(memoryview(old), 4000, (50, 80)), indices)
 
 
-@pytest.mark.parametrize("spread", [0.2, 50.0])
-def test_damaged_positions_are_refused_or_ascend(spread: float) -> None:
+@pytest.mark.parametrize(
+    ("indices", "shape"),
+    [
+        (clustered(100, 200, 400, 0.2), (100, 200)),
+        (clustered(100, 200, 400, 50.0), (100, 200)),
+        (clustered(100, 200, 5000, 0.2), (100, 200)),
+        (in_kernels(32, 25, 5, 0.06), (32, 25, 5, 5)),
+    ],
+    ids=["rows", "gaps", "bitmap", "kernels"],
+)
+def test_damaged_positions_are_refused_or_ascend(
+    indices: np.ndarray, shape: tuple[int, ...]
+) -> None:
     draw = rng_for(6)
-    data = encode_index_set(clustered(100, 200, 400, spread), 20_000, (100, 200))
+    data = encode_index_set(indices, 20_000, shape)
     refused = 0
     for _ in range(1500):
         damaged = bytearray(data)
@@ -106,12 +138,12 @@ def test_damaged_positions_are_refused_or_ascend(spread: float) -> None:
         if draw.random() < 0.3:
             damaged = damaged[: int(draw.integers(len(damaged)))]
         try:
-            indices = decode_index_set(memoryview(bytes(damaged)), 20_000, (100, 200))
+            found = decode_index_set(memoryview(bytes(damaged)), 20_000, shape)
         except PayloadError:
             refused += 1
             continue
-        assert indices.size == 0 or (indices[0] >= 0 and indices[-1] < 20_000)
-        assert np.all(np.diff(indices) > 0)
+        assert found.size == 0 or (found[0] >= 0 and found[-1] < 20_000)
+        assert np.all(np.diff(found) > 0)
     assert refused > 300
 
 

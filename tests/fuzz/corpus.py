@@ -25,6 +25,7 @@ from fedcompress.registry import coders, compressors, stages
 
 # Settings for each stage; a stage that is not here is tried with those of `_GUESSES`.
 STAGES = {
+    "bernoulli_mask": [""],
     "cast": ['"float16"', '"bfloat16"', '"float8_e4m3fn"', '"float8_e5m2"'],
     "codebook": ["16", '5, zero="yes"'],
     "dither": ["0.4"],
@@ -58,6 +59,9 @@ COMPOSED = [
     "delta(quantize(4))",
     'delta(quantize(4, rounding="nearest"), factor=0.8, rate=0.25)',
     "momentum(ef21(top_k(0.05)))",
+    "budget(bits_per_parameter=2.0)",
+    "count_sketch(3, 40, 30)",
+    "count_sketch(2, 50, 20, table=quantize(4))",
     "dgc(0.05)",
     "dgc(0.05, values=quantize(4))",
     'power_sgd(2, warm_start="no")',
@@ -117,6 +121,7 @@ def updates() -> dict[str, dict[str, Tensor]]:
         "small zeros": {"w": torch.zeros(20, 20), "c": torch.full((65,), -0.7)},
         "small kernels": {"k": smooth(8, 4, 3, 3), "b": heavy(8)},
         "small vector": {"x": heavy(700)},
+        "small shares": {"p": torch.rand(15, 20, generator=torch.Generator().manual_seed(1))},
         "learnt": {"w": layer(50, 90)},
         "tables": {"w": layer(64, 130)},
         "lanes": {"w": layer(131, 256)},
@@ -177,7 +182,7 @@ def place_of(error: BaseException) -> str:
 def _worth(spec: str, name: str, number: int) -> bool:
     """Choose some of all pairs: every spec on small updates, half of the chains on large ones."""
     if spec.startswith(_EMPTYING):
-        return name in ("small layer", "small zeros")
+        return name in ("small layer", "small zeros", "small shares")
     return name.startswith("small") or (spec.endswith("entropy()") and number % 2 == 0)
 
 

@@ -60,9 +60,9 @@ def mutate(payload: bytes, other: bytes, draw: np.random.Generator) -> bytes:
 
 def _change_header(payload: bytes, draw: np.random.Generator) -> bytes:
     out = bytearray(payload)
-    if draw.random() < 0.5:
+    if len(out) < HEADER_BYTES or draw.random() < 0.5:
         return bytes(out[: int(draw.integers(0, len(out) + 1))])
-    out[int(draw.integers(min(len(out), HEADER_BYTES)))] ^= 1 << int(draw.integers(8))
+    out[int(draw.integers(HEADER_BYTES))] ^= 1 << int(draw.integers(8))
     return with_checksum(bytes(out)) if draw.random() < 0.5 else bytes(out)
 
 
