@@ -14,21 +14,15 @@ class AdaptiveEncoder:
 
     def __init__(self) -> None:
         self._first = np.zeros(0, np.int64), 0
-        self._values: list[np.ndarray] = []
-        self._contexts: list[np.ndarray] = []
+        self._parts: list[tuple[np.ndarray | tuple[int, ...], int, np.ndarray | None]] = []
 
     def put(self, values: np.ndarray, context: int, contexts: np.ndarray | None = None) -> None:
         """Add integers (magnitudes below 2**40), in ``context``, or in ``context + contexts``."""
-        flat = values.reshape(-1)
-        self._values.append(flat)
-        if contexts is None:
-            self._contexts.append(np.full(flat.size, context, np.int64))
-        else:
-            self._contexts.append(contexts.reshape(-1) + np.int64(context))
+        self._parts.append((values.reshape(-1), context, contexts))
 
     def put_few(self, context: int, *values: int) -> None:
         """Add a few integers in one context."""
-        self.put(np.array(values, np.int64), context)
+        self._parts.append((values, context, None))
 
     def expect(self, odds: np.ndarray, context: int) -> None:
         """Begin contexts from ``context`` on with these odds against a magnitude's next step."""
@@ -38,8 +32,16 @@ class AdaptiveEncoder:
         """Code all of them."""
         from fedcompress.kernels import adaptive
 
-        values = np.concatenate([np.zeros(0, np.int64), *self._values])
-        contexts = np.concatenate([np.zeros(0, np.int64), *self._contexts])
+        size = sum(len(part) for part, _, _ in self._parts)
+        values, contexts = np.empty(size, np.int64), np.empty(size, np.int64)
+        at = 0
+        for part, context, more in self._parts:
+            end = at + len(part)
+            values[at:end] = part
+            contexts[at:end] = context
+            if more is not None:
+                contexts[at:end] += more.reshape(-1)
+            at = end
         most = max(int(contexts.max(initial=0)) + 1, self._first[1] + self._first[0].size)
         odds, counts = _memory(most)
         _expect(odds, counts, *self._first)

@@ -41,4 +41,4 @@ def decode_exact(data: memoryview, like: Layout) -> Tensor:
     planes = np.frombuffer(raw, np.uint8).reshape(width, -1)
     if like.dtype == torch.bool and int(planes.max(initial=0)) > 1:
         raise PayloadError("payload: booleans other than 0 and 1; the bytes are damaged")
-    return tensor_from_bytes(planes.T.reshape(-1), like.shape, like.dtype).to(like.device)
+    return tensor_from_bytes(planes.T.flatten(), like.shape, like.dtype).to(like.device)

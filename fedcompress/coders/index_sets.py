@@ -1,10 +1,10 @@
 """Sets of positions, each coded in the way that takes the fewest bytes.
 
 A few positions are a combination, written as its number. Where the rows and columns of a matrix
-differ in how often they are kept, an urn of columns learns it, and taps of a kernel learn from their
-neighbours. What is dense is a matrix of zeros
-and ones, and coded as symbols are. What is left is coded as gaps. A first varint tells
-them apart: up to ``n`` it is the count of positions coded as gaps.
+differ in how often they are kept, an urn of columns learns it, and taps of a kernel learn from
+their neighbours. What is dense is a matrix of zeros and ones, and coded as symbols are. What is
+left is coded as gaps. A first varint tells them apart: up to ``n`` it is the count of positions
+coded as gaps.
 """
 
 import numpy as np
@@ -72,7 +72,7 @@ def decode_index_set(data: memoryview, n: int, shape: tuple[int, ...] = ()) -> n
         return decode_gaps(data[position:], head, n)
     if head - n <= min(_FEW, n - 1):
         return np.array(decode_combination(data[position:], head - n, n), np.int64)
-    if head - n == _BITMAP:
+    if head - n == _BITMAP and n:
         bitmap = decode_symbols(data[position:], shape or (n,), 0)
         if int(bitmap.min()) < 0 or int(bitmap.max()) > 1:
             raise PayloadError("payload: a bitmap of other than bits; the bytes are damaged")

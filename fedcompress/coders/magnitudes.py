@@ -77,7 +77,7 @@ def decode_magnitudes(data: memoryview, shape: tuple[int, ...], dtype: torch.dty
     count = int(np.prod(shape, dtype=np.int64))
     width, below = 8 * dtype.itemsize, _SIGNIFICAND[dtype] - _UPPER
     least, position = read_varint(data, 1)
-    signs = data[:0]
+    common, signs = 0, data[:0]
     if data[0] != _LEARNT:
         length, position = read_varint(data, position)
         signs = data[position : position + length]
@@ -96,11 +96,14 @@ def decode_magnitudes(data: memoryview, shape: tuple[int, ...], dtype: torch.dty
             octaves = decode_integers(data[end:], count)
         else:
             common, end = read_varint(data, end)
-            octaves = decode_symbols(data[end:], shape, 0).astype(np.int64) + common
-    low, high = int(octaves.min()), int(octaves.max()) + least
+            octaves = decode_symbols(data[end:], shape, 0)
+    low, high = int(octaves.min()) + common, int(octaves.max()) + common + least
     if low < 0 or high >> (width - 1 - below):
         raise PayloadError("payload: values beyond their format; the bytes are damaged")
-    bits |= (octaves + least).astype(unsigned) << unsigned.type(below)
+    upper = octaves.astype(unsigned)  # what wraps around here wraps back below
+    upper += unsigned.type((common + least) % (1 << width))
+    upper <<= unsigned.type(below)
+    bits |= upper
     bits |= negative.astype(unsigned) << unsigned.type(width - 1)
     return bits.view(np.uint8)
 

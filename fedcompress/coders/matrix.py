@@ -34,6 +34,7 @@ from fedcompress.wire import read_varint, write_varint
 _ZERO, _PLAIN, _NEIGHBOURS = 0, 1, 2
 _LEARNT_BELOW = 8192  # symbols
 _ONE_LANE_BELOW = 32768
+_SURE_MEAN = 0.02  # of the energy
 _SURE_GAIN = 0.1  # share of energy that neighbours take away where we need not compare
 
 _ONE = np.ones(1, np.int64)
@@ -60,7 +61,7 @@ def encode_matrix(
     neighbours, across = None, values
     if transitions is None and values.dtype == np.int16:
         across, neighbours = _neighbours(values, shape)
-        if neighbours is not None and neighbours.gain > _SURE_GAIN:
+        if neighbours is not None and neighbours.gain > _SURE_GAIN and _centred(values):
             predicted = _by_neighbours(across, neighbours, lags, np.inf)
             if predicted is not None:
                 return predicted
@@ -84,13 +85,10 @@ def decode_matrix(
     """Read a matrix (int16, or int32 if need be) that `encode_matrix` coded."""
     if rows * columns < _LEARNT_BELOW:
         return _read_learnt(data, rows, columns, transitions)
-    from fedcompress.kernels.classes import CLASSES
-
     length, start = read_varint(data, 0)
     if length > len(data) - start:
         raise PayloadError("payload: symbols are cut short; the bytes are damaged")
-    groups = 1 if transitions is None else 2
-    side = AdaptiveDecoder(data[start : start + length], SYMBOLS + groups * CLASSES)
+    side = AdaptiveDecoder(data[start : start + length], SYMBOLS)
     words = data[start + length :]
     kind = side.take_one(HEAD)
     if kind == _ZERO and not len(words):
@@ -113,6 +111,12 @@ def _neighbours(values: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray,
 
     across = transposed(values)
     return across, fit_neighbours(across, shape)
+
+
+def _centred(values: np.ndarray) -> bool:
+    """Whether it is not their common mean that neighbours predict of each other."""
+    sample = values.reshape(-1)[:: max(1, values.size >> 14)].astype(np.float64)
+    return float(sample.mean()) ** 2 <= _SURE_MEAN * float((sample * sample).mean())
 
 
 def _by_neighbours(

@@ -1,6 +1,6 @@
 """What every symbol of a matrix is expected to be: levels, contexts, tables, and their cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class Outline:
     half: int
     groups: int
     beyond: int
+    predicted: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +110,8 @@ def outline_of(values: np.ndarray, grouping: Grouping) -> Outline | None:
         kernels.groups_of_state(values, grouping.transitions, contexts)
     elif grouping.rest is not None:
         kernels.groups_of_rest(grouping.rest, kernels.rest_groups(), contexts)
-    return Outline(levels, contexts, symbols, half, grouping.groups, int(beyond))
+    predicted = grouping.rest is not None
+    return Outline(levels, contexts, symbols, half, grouping.groups, int(beyond), predicted)
 
 
 def model_of(outline: Outline) -> Model:
@@ -118,10 +120,31 @@ def model_of(outline: Outline) -> Model:
 
     counts = np.zeros((2, kernels.CLASSES * outline.groups, 2 * outline.half + 3), np.uint32)
     kernels.count(outline.contexts, outline.symbols, counts)
-    tables, bits = fit(counts[0] + counts[1], outline.groups)
+    found = counts[0] + counts[1]
+    tables, bits = fit(found, outline.groups)
     sent, (rows, columns) = outline.levels.sent, outline.symbols.shape
     bits += _BITS_A_LEVEL * (rows * (sent & 1) + columns * (sent >> 1)) + 12.0 * outline.beyond
-    return Model(bits, outline, tables)
+    model = Model(bits, outline, tables)
+    if sent and not outline.predicted:
+        return _without_levels(outline, found, bits) or model
+    return model
+
+
+def _without_levels(outline: Outline, found: np.ndarray, limit: float) -> Model | None:
+    """Put all symbols into one class, if that takes fewer bits than ``limit``."""
+    from fedcompress.kernels import classes as kernels
+
+    groups, (rows, columns) = outline.groups, outline.symbols.shape
+    first = (1 - kernels.FIRST) * groups  # contexts of level 0
+    counts = np.zeros_like(found)
+    counts[first : first + groups] = found.reshape(-1, groups, found.shape[1]).sum(0)
+    tables, bits = fit(counts, groups)
+    bits += 12.0 * outline.beyond
+    if bits >= limit:
+        return None
+    levels = Levels(np.zeros(rows, np.int16), np.zeros(columns, np.int16), 0)
+    contexts = (outline.contexts % np.uint8(groups) + np.uint8(first)).astype(np.uint8)
+    return Model(bits, replace(outline, levels=levels, contexts=contexts), tables)
 
 
 def take_half(side: AdaptiveDecoder) -> int:

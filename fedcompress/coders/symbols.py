@@ -58,7 +58,9 @@ def decode_integers(data: memoryview, count: int) -> np.ndarray:
     if method == _CONSTANT and position == len(data):
         return np.full(count, low, np.int64)
     if method == _PACKED and position < len(data) and data[position] <= 62:
-        return unpack_bits(data[position + 1 :], count, data[position]) + low
+        packed = unpack_bits(data[position + 1 :], count, data[position])
+        packed += low
+        return packed
     raise PayloadError(f"payload: unknown symbol coding {method}; the bytes are damaged")
 
 
@@ -116,13 +118,13 @@ def _decode_modelled(data: memoryview, position: int, count: int) -> np.ndarray:
         escapes = unpack_bits(data[position + 1 : end], escaped, width) + escape_low
         position = end
     symbols = ans_decode(data[position:], _WEIGHTS[levels], count)
-    out = symbols + first
-    if escaped:
-        outside = symbols == size
+    outside = symbols == size if escaped else None
+    symbols += first
+    if outside is not None:
         if int(np.count_nonzero(outside)) != escaped:
             raise PayloadError("payload: escapes do not match the symbols; the bytes are damaged")
-        out[outside] = escapes
-    return out
+        symbols[outside] = escapes
+    return symbols
 
 
 def _window(flat: np.ndarray, low: int, high: int) -> tuple[int, int]:

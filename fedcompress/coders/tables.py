@@ -40,19 +40,16 @@ def put_tables(out: AdaptiveEncoder, tables: Tables, half: int, groups: int, con
     """Add tables to side information; takes the contexts from ``context`` to + 6."""
     known = 0
     last = [-1] * groups
-    said: list[int] = []
+    said = [_SAME] * len(tables.of_context)
     for i, table in enumerate(tables.of_context.tolist()):
         if table < 0:
-            said.append(_SAME)
-        elif table == known:
-            said.append(_NEW)
+            continue
+        if table == known:
+            said[i] = _NEW
             known += 1
-        elif table == last[i % groups]:
-            said.append(_SAME)
-        else:
-            said.append(_OTHER + table)
-        if table >= 0:
-            last[i % groups] = table
+        elif table != last[i % groups]:
+            said[i] = _OTHER + table
+        last[i % groups] = table
     from fedcompress.kernels import tables as kernels
 
     out.put(np.array(said, np.int64), context)
@@ -70,7 +67,7 @@ def take_tables(
     data: AdaptiveDecoder, contexts: int, half: int, groups: int, context: int
 ) -> Tables:
     """Read tables back; a context that says nothing new uses its group's last table."""
-    of_context = np.full(contexts, -1, np.int64)
+    of_context = [-1] * contexts
     last = [-1] * groups
     known = 0
     for i, said in enumerate(data.take(contexts, context).tolist()):
@@ -96,7 +93,7 @@ def take_tables(
     if not kernels.unspell(values, half, reaches, levels):
         raise PayloadError("payload: a frequency out of range; the bytes are damaged")
     # No table is named for contexts before the first that is used; damaged bytes may use them.
-    return Tables(levels, np.maximum(of_context, 0))
+    return Tables(levels, np.maximum(np.array(of_context, np.int64), 0))
 
 
 def _spelled(reaches: np.ndarray) -> int:

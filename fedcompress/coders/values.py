@@ -29,7 +29,8 @@ def tensor_from_bytes(
         )
     if size == 0:
         return torch.empty(shape, dtype=dtype)
-    raw = np.array(np.frombuffer(data, np.uint8))
+    owns = isinstance(data, np.ndarray) and data.flags.owndata
+    raw = data if owns else np.array(np.frombuffer(data, np.uint8))
     return torch.from_numpy(raw).view(dtype).reshape(shape)
 
 

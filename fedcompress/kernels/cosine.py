@@ -24,7 +24,9 @@ def transform(x: NDArray[np.float32], h: int, w: int, scale: float) -> NDArray[n
     if h == w == 3:
         _transform_3(x.reshape(-1), out.reshape(-1), np.float32(scale))
     else:
-        _blocks(x.reshape(-1), out.reshape(-1), _basis(h), _basis(w), np.float32(scale), False)
+        _blocks(
+            x.reshape(-1), out.reshape(-1), _basis(h), h, _basis(w), w, np.float32(scale), False
+        )
     return out
 
 
@@ -34,19 +36,19 @@ def inverse(y: NDArray[np.float32], h: int, w: int, scale: float) -> NDArray[np.
     if h == w == 3:
         _inverse_3(y.reshape(-1), out.reshape(-1), np.float32(scale))
     else:
-        _blocks(y.reshape(-1), out.reshape(-1), _basis(h), _basis(w), np.float32(scale), True)
+        _blocks(y.reshape(-1), out.reshape(-1), _basis(h), h, _basis(w), w, np.float32(scale), True)
     return out
 
 
 @cache
 def _basis(n: int) -> NDArray[np.float32]:
-    """Give the rows of the transform of length ``n``.
+    """Give the rows of the transform of length ``n``, one after another.
 
     No entry lies near the middle of two float32 numbers for n <= 64, so all machines round alike.
     """
     k, j = np.arange(n)[:, None], np.arange(n)[None]
     waves = np.cos(np.pi / (2 * n) * (k * (2 * j + 1))) * np.sqrt(np.where(k == 0, 1, 2) / n)
-    return np.ascontiguousarray(waves.astype(np.float32))
+    return np.ascontiguousarray(waves.astype(np.float32)).reshape(-1)
 
 
 @kernel
@@ -54,16 +56,17 @@ def _blocks(
     x: np.ndarray,
     out: np.ndarray,
     along_h: np.ndarray,
+    h: int,
     along_w: np.ndarray,
+    w: int,
     scale: np.float32,
     back: bool,
 ) -> None:
-    h, w = along_h.shape[0], along_w.shape[0]
     size = h * w
     blocks = x.size // size
-    a = np.zeros((size, _LANES), np.float32)
-    b = np.zeros((size, _LANES), np.float32)
-    folded = np.zeros((max(h, w), _LANES), np.float32)
+    a = np.empty((size, _LANES), np.float32)
+    b = np.empty((size, _LANES), np.float32)
+    folded = np.empty((max(h, w), _LANES), np.float32)
     for start in range(0, blocks, _LANES):
         count = min(_LANES, blocks - start)
         lanes = (count + 7) // 8 * 8
@@ -71,10 +74,13 @@ def _blocks(
             first = (start + lane) * size
             for p in range(size):
                 a[p, lane] = x[first + p] * scale
+        for lane in range(count, lanes):
+            for p in range(size):
+                a[p, lane] = np.float32(0)
         for i in range(h):
-            _line(a, b, folded, along_w, i * w, 1, back, lanes)
+            _line(a, b, folded, along_w, w, i * w, 1, back, lanes)
         for j in range(w):
-            _line(b, a, folded, along_h, j, w, back, lanes)
+            _line(b, a, folded, along_h, h, j, w, back, lanes)
         for lane in range(count):
             first = (start + lane) * size
             for p in range(size):
@@ -87,6 +93,7 @@ def _line(
     target: np.ndarray,
     folded: np.ndarray,
     basis: np.ndarray,
+    n: int,
     first: int,
     stride: int,
     back: bool,
@@ -97,15 +104,25 @@ def _line(
     Even waves are symmetric and odd ones are not, so that sums and differences of opposite
     entries halve the multiplications.
     """
-    n = basis.shape[0]
     low = n // 2
+    high = n - low
     if back:
-        for j in range(n - low):
-            even = basis[0::2, j]
-            _weighted_sum(source, first, 2 * stride, even, folded, j, lanes)
-        for j in range(low):
-            odd = basis[1::2, j]
-            _weighted_sum(source, first + stride, 2 * stride, odd, folded, n - 1 - j, lanes)
+        for j in range(n):
+            odd = int(j >= high)
+            wave = 2 * n - 1 - j if odd else j  # column j of the even rows, n − 1 − j of the odd
+            count = low if odd else high
+            _weighted_sum(
+                source,
+                first + odd * stride,
+                2 * stride,
+                basis,
+                wave,
+                2 * n,
+                count,
+                folded,
+                j,
+                lanes,
+            )
         for j in range(low):
             here, there = first + j * stride, first + (n - 1 - j) * stride
             for lane in range(lanes):
@@ -124,10 +141,12 @@ def _line(
     if n % 2:
         for lane in range(lanes):
             folded[low, lane] = source[first + low * stride, lane]
-    for k in range(0, n, 2):
-        _weighted_sum(folded, 0, 1, basis[k, : n - low : 1], target, first + k * stride, lanes)
-    for k in range(1, n, 2):
-        _weighted_sum(folded, n - 1, -1, basis[k, :low:1], target, first + k * stride, lanes)
+    for k in range(n):
+        odd = k & 1
+        start, along = (n - 1, -1) if odd else (0, 1)
+        count = low if odd else high
+        to = first + k * stride
+        _weighted_sum(folded, start, along, basis, k * n, 1, count, target, to, lanes)
 
 
 @kernel
@@ -136,28 +155,33 @@ def _weighted_sum(
     first: int,
     stride: int,
     weights: np.ndarray,
+    at: int,
+    step: int,
+    count: int,
     target: np.ndarray,
     to: int,
     lanes: int,
 ) -> None:
-    """Add up ``weights[i] * source[first + i * stride]``, four at a time."""
-    factor = weights[0]
+    """Add up ``weights[at + i * step] * source[first + i * stride]``, four at a time."""
+    factor = weights[at]
     for lane in range(lanes):
         target[to, lane] = factor * source[first, lane]
-    whole = 1 + (weights.size - 1) // 4 * 4
+    whole = 1 + (count - 1) // 4 * 4
     for i in range(1, whole, 4):
-        f0, f1, f2, f3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
+        w0 = at + i * step
+        f0, f1 = weights[w0], weights[w0 + step]
+        f2, f3 = weights[w0 + 2 * step], weights[w0 + 3 * step]
         p0, p1 = first + i * stride, first + (i + 1) * stride
         p2, p3 = first + (i + 2) * stride, first + (i + 3) * stride
         for lane in range(lanes):
             target[to, lane] += (f0 * source[p0, lane] + f1 * source[p1, lane]) + (
                 f2 * source[p2, lane] + f3 * source[p3, lane]
             )
-    for i in range(whole, weights.size):
-        factor = weights[i]
-        at = first + i * stride
+    for i in range(whole, count):
+        factor = weights[at + i * step]
+        p0 = first + i * stride
         for lane in range(lanes):
-            target[to, lane] += factor * source[at, lane]
+            target[to, lane] += factor * source[p0, lane]
 
 
 @kernel

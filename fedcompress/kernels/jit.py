@@ -28,8 +28,8 @@ def _stamped(compiled: F) -> F:
     old code of that other file, and write payloads that nothing else reads. It offers no other
     way in than this attribute; a test tells when it goes.
     """
-    cache_file = compiled._cache._cache_file  # type: ignore[attr-defined]  # noqa: SLF001
-    cache_file._source_stamp = (cache_file._source_stamp, _FINGERPRINT)  # noqa: SLF001
+    cache_file = compiled._cache._cache_file  # type: ignore[attr-defined]
+    cache_file._source_stamp = (cache_file._source_stamp, _FINGERPRINT)
     return compiled
 
 

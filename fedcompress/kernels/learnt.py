@@ -17,7 +17,7 @@ from fedcompress.kernels.classes import (
     symbols_of,
 )
 from fedcompress.kernels.classes import classes as classes_of
-from fedcompress.kernels.jit import inlined, kernel
+from fedcompress.kernels.jit import kernel
 
 MOST_LEVEL = 50
 _MOST_HALF = 120
@@ -190,14 +190,14 @@ def spell_both(
     return n
 
 
-@inlined
+@kernel
 def _begin(odds: np.ndarray, counts: np.ndarray, context: int) -> None:
     for slot in range(context * SLOTS, (context + 1) * SLOTS):
         odds[slot] = _EVEN
         counts[slot] = 0
 
 
-@inlined
+@kernel
 def _begin_class(odds: np.ndarray, counts: np.ndarray, context: int, first_odds: int) -> None:
     """Begin with the odds that its class suggests, against zero and each step of magnitude."""
     at = context * SLOTS
@@ -264,11 +264,17 @@ def code_matrix(
     if not sent & 2:
         for column in range(columns):
             column_levels[column] = 0
-    size = rows * columns + 2 * (rows + columns) + 8
-    values, contexts = np.empty(size, np.int64), np.empty(size, np.int64)
+    size = 2 * (rows + columns) + 8
+    heads, head_contexts = np.empty(size, np.int64), np.empty(size, np.int64)
     row_lags = np.empty(1, np.int64)
     row_lags[0] = 1
-    n = spell_both(row_levels, column_levels, sent, row_lags, lags, head, base, values, contexts)
+    n = spell_both(
+        row_levels, column_levels, sent, row_lags, lags, head, base, heads, head_contexts
+    )
+    values = np.empty(n + rows * columns, np.int64)
+    contexts = np.empty(n + rows * columns, np.int64)
+    for i in range(n):
+        values[i], contexts[i] = heads[i], head_contexts[i]
     found = np.empty((rows, columns), np.uint8)
     classes_of(row_levels, column_levels, found)
     groups = 1
@@ -292,7 +298,6 @@ def code_matrix(
     registers = np.empty(REGISTERS, np.int64)
     registers[0], registers[1], registers[2] = 0xFFFFFFFF, 0, -1
     registers[3], registers[4] = 0, 0
-    values, contexts = values[:n], contexts[:n]
     if put(registers, out, odds, counts, values, contexts) < n:
         return -1
     if registers[3] + registers[4] + 16 > out.size:

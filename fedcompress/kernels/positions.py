@@ -135,6 +135,7 @@ def _interval(
 def push(
     state: np.uint64, interval: tuple[np.uint64, np.uint64], words: np.ndarray, position: int
 ) -> tuple[np.uint64, int]:
+    """Put an interval of slots (first, width) onto the state; gives it and the words' position."""
     first, width = interval
     if width != _FULL and state >= width << _ROOM:
         words[position] = np.uint32(state & np.uint64(0xFFFFFFFF))
@@ -148,6 +149,7 @@ def push(
 def pop(
     state: np.uint64, interval: tuple[np.uint64, np.uint64], words: np.ndarray, position: int
 ) -> tuple[np.uint64, int]:
+    """Undo `push`."""
     first, width = interval
     state = width * (state >> _BITS) + (state & _MASK) - first
     if state < np.uint64(LOWEST):

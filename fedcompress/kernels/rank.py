@@ -14,6 +14,7 @@ _PER_ENERGY = 1 / 0.33
 _AT_ONE = 1.75
 _TURN = 0.29  # variance where the two meet
 _BINS = 4  # to an octave of energy
+_LANES = 16  # sums side by side
 _HEADER = 40.0  # bits of headers, and below of a component's
 _EACH = 10.0
 
@@ -24,15 +25,47 @@ def _entry_bits(variance: float) -> float:
 
 
 @kernel
+def _energies(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> None:
+    """Sum the squares of each row and of each column."""
+    lanes = np.empty(_LANES, np.float32)
+    sums = np.zeros(matrix.shape[1], np.float32)
+    whole = matrix.shape[1] // _LANES * _LANES
+    for i in range(matrix.shape[0]):
+        for k in range(_LANES):
+            lanes[k] = np.float32(0)
+        for j in range(0, whole, _LANES):
+            for k in range(_LANES):
+                lanes[k] += matrix[i, j + k] * matrix[i, j + k]
+        for j in range(whole, matrix.shape[1]):
+            lanes[0] += matrix[i, j] * matrix[i, j]
+        total = 0.0
+        for k in range(_LANES):
+            total += lanes[k]
+        rows[i] = total
+        for j in range(matrix.shape[1]):
+            sums[j] += matrix[i, j] * matrix[i, j]
+    for j in range(matrix.shape[1]):
+        columns[j] = sums[j]
+
+
+@kernel
 def _histogram(energies: np.ndarray) -> tuple[int, np.ndarray]:
     """Count energies by quarter octaves; the first bin in use, and the counts from there on."""
     # The exponent and two bits of the mantissa: as good as a logarithm here, and far faster.
-    silent = 1e-6 * energies.mean() + 1e-30  # as good as zero, and not so many bins away
-    bins = (energies + silent).view(np.int64) >> 50
-    low = bins.min()
-    counts = np.zeros(bins.max() - low + 1)
-    for b in bins:
-        counts[b - low] += 1
+    total = 0.0
+    for i in range(energies.size):
+        total += energies[i]
+    silent = 1e-6 * total / energies.size + 1e-30  # as good as zero, and not so many bins away
+    raised = np.empty(energies.size)
+    for i in range(energies.size):
+        raised[i] = energies[i] + silent
+    bits = raised.view(np.int64)
+    low, high = bits[0] >> 50, bits[0] >> 50
+    for i in range(bits.size):
+        low, high = min(low, bits[i] >> 50), max(high, bits[i] >> 50)
+    counts = np.zeros(high - low + 1)
+    for i in range(bits.size):
+        counts[(bits[i] >> 50) - low] += 1
     return low - _BINS * 1023, counts
 
 
@@ -45,9 +78,12 @@ def _entries(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndar
     for i in range(a.size):
         for j in range(b.size):
             counts[i + j] += a[i] * b[j]
+    total = 1e-30
+    for i in range(rows.size):
+        total += rows[i]
     step = 2.0 ** (1 / _BINS)
     variances = np.empty(counts.size)
-    variance = 2.0 ** ((low_a + low_b + 1) / _BINS) / (rows.sum() + 1e-30)
+    variance = 2.0 ** ((low_a + low_b + 1) / _BINS) / total
     for i in range(counts.size):
         variances[i] = variance
         variance *= step
@@ -55,13 +91,20 @@ def _entries(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 @kernel
-def cost(rows: np.ndarray, columns: np.ndarray) -> float:
-    """Bits of a matrix whose rows and columns have these energies, its error counted as bits."""
+def _cost(rows: np.ndarray, columns: np.ndarray) -> float:
     counts, variances = _entries(rows, columns)
     bits = 0.0
     for i in range(counts.size):
         bits += counts[i] * _entry_bits(variances[i])
     return bits
+
+
+@kernel
+def cost(matrix: np.ndarray) -> float:
+    """Bits of a matrix (float32, in steps of the trellis), its squared error counted as bits."""
+    rows, columns = np.empty(matrix.shape[0]), np.empty(matrix.shape[1])
+    _energies(matrix, rows, columns)
+    return _cost(rows, columns)
 
 
 @kernel
@@ -73,8 +116,8 @@ def _factor_bits(energies: np.ndarray, shares: np.ndarray, scale: float) -> floa
         if counts[i] > 0:
             energy = 2.0 ** ((low + i + 0.5) / _BINS) * scale
             product = 1.0
-            for share in shares:
-                product *= 1 + 17 * energy * share
+            for k in range(shares.size):
+                product *= 1 + 17 * energy * shares[k]
                 if product > 1e200:
                     bits += counts[i] * 0.5 * np.log2(product)
                     product = 1.0
@@ -83,37 +126,41 @@ def _factor_bits(energies: np.ndarray, shares: np.ndarray, scale: float) -> floa
 
 
 @kernel
-def choose(
-    rows: np.ndarray, columns: np.ndarray, u: np.ndarray, v: np.ndarray
-) -> tuple[int, float]:
+def choose(matrix: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[int, float]:
     """Choose the rank, and the mean squared error that rounding its factors may add.
 
-    ``rows`` (R) and ``columns`` (C) are sums of squares of a matrix in units of the trellis' step,
-    and the columns of ``u`` (R, K) and ``v`` (C, K) its components, largest first.
+    The matrix (R, C) is in units of the trellis' step, and the columns of ``u`` (R, K) and ``v``
+    (C, K) are its components, largest first.
     """
     most = u.shape[1]
-    many, wide = rows.size, columns.size
-    rest_rows, rest_columns = rows.copy(), columns.copy()
+    many, wide = matrix.shape
+    rows, columns = np.empty(many), np.empty(wide)
+    _energies(matrix, rows, columns)
+    rest_rows, rest_columns = np.empty(many), np.empty(wide)
     of_u, of_v = np.zeros(many), np.zeros(wide)
-    share_u, share_v = np.zeros(most), np.zeros(most)
-    best_rank, best_noise, best = 0, 0.0, cost(rows, columns) - _HEADER
+    for i in range(many):
+        rest_rows[i] = rows[i]
+    for j in range(wide):
+        rest_columns[j] = columns[j]
+    energies = np.zeros(most)
+    best_rank, best_noise, best = 0, 0.0, _cost(rows, columns) - _HEADER
     due = 1
     for rank in range(1, most + 1):
         k = rank - 1
         energy_u, energy_v = 0.0, 0.0
         for i in range(many):
-            energy_u += np.float64(u[i, k]) ** 2
+            energy_u += np.float64(u[i, k]) * np.float64(u[i, k])
         for j in range(wide):
-            energy_v += np.float64(v[j, k]) ** 2
+            energy_v += np.float64(v[j, k]) * np.float64(v[j, k])
         for i in range(many):
-            part = np.float64(u[i, k]) ** 2 * energy_v
+            part = np.float64(u[i, k]) * np.float64(u[i, k]) * energy_v
             of_u[i] += part / wide
             rest_rows[i] = max(rest_rows[i] - part, rows[i] * 1e-6)
         for j in range(wide):
-            part = np.float64(v[j, k]) ** 2 * energy_u
+            part = np.float64(v[j, k]) * np.float64(v[j, k]) * energy_u
             of_v[j] += part / many
             rest_columns[j] = max(rest_columns[j] - part, columns[j] * 1e-6)
-        share_u[k] = share_v[k] = energy_u * energy_v
+        energies[k] = energy_u * energy_v
         if rank < due and rank < most:
             continue
         due = rank + max(1, rank // 3)
@@ -128,7 +175,12 @@ def choose(
         for i in range(counts.size):
             bits += counts[i] * _entry_bits(variances[i] + noise)
         scale = rank * (many + wide) / (12 * noise)
-        shares = share_u[:rank] / share_u[:rank].sum()
+        total = 0.0
+        for i in range(rank):
+            total += energies[i]
+        shares = np.empty(rank)
+        for i in range(rank):
+            shares[i] = energies[i] / total
         bits += _factor_bits(of_u, shares, scale / many)
         bits += _factor_bits(of_v, shares, scale / wide)
         if bits < best:

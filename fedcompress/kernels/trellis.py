@@ -77,9 +77,22 @@ def search(
     states : int
         4, 8, 16 or 32.
     """
+    distinct, column_index = np.unique(column_levels, return_inverse=True)
+    return search_by_kind(x, costs, shrinkage, row_levels, column_index, distinct, states)
+
+
+def search_by_kind(
+    x: np.ndarray,
+    costs: np.ndarray,
+    shrinkage: np.ndarray,
+    row_levels: np.ndarray,
+    column_index: np.ndarray,
+    distinct: np.ndarray,
+    states: int,
+) -> np.ndarray:
+    """Search as `search` does, with the level of column j at ``distinct[column_index[j]]``."""
     levels = np.empty(x.shape, np.int32)
     if x.size:
-        distinct, column_index = np.unique(column_levels, return_inverse=True)
         _searches(states)(
             x, costs, shrinkage.reshape(-1), row_levels, column_index, distinct, levels
         )

@@ -58,7 +58,7 @@ def round_stochastic(
 
 
 @kernel
-def multiples(x: np.ndarray, scale: float, out: np.ndarray) -> None:
+def multiples(x: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
     """Multiply integers by a scale of the dtype of ``out``."""
     for i in range(x.size):
         out[i] = out.dtype.type(x[i]) * scale

@@ -4,21 +4,23 @@ The k×k taps of a convolution are smooth across each kernel, and the rows of a 
 image, or the maps of a flattened convolution, are smooth across the image.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.kernels.cosine import MOST, transform
-
+MOST = 64  # longest side of a block that is transformed
 Axes = tuple[int, int]
 NONE: Axes = (1, 1)
 
-_SAMPLE = 1 << 14  # entries looked at
+_SAMPLE = 1 << 13  # entries looked at
 _ROWS = 24
 _ALIKE = 0.1  # correlation of neighbours below which nothing is tried
 _CANDIDATES = 2
 _WORTH = 0.99  # of the bits without
 
 
+@lru_cache(maxsize=4096)
 def axes_of(side: int, shape: tuple[int, ...]) -> Axes | None:
     """Give the sides (h, w) of blocks that a number stands for; None if it stands for nothing.
 
@@ -51,25 +53,19 @@ def choose_side(matrix: NDArray[np.float32], shape: tuple[int, ...], scale: floa
     scale : float
         What makes the entries units of the trellis' step.
     """
+    from fedcompress.kernels.cosine import transform
     from fedcompress.kernels.rank import cost
 
     rows, columns = matrix.shape
     count = min(rows, _ROWS, max(_SAMPLE // columns, 8))
     sample = np.ascontiguousarray(matrix[:: rows // count][:count]) * np.float32(scale)
-    best, best_bits = 0, _WORTH * cost(*energies(sample))
+    best, best_bits = 0, _WORTH * cost(sample)
     for side in _candidates(sample, shape):
         h, w = axes_of(side, shape) or NONE
-        bits = cost(*energies(transform(sample, h, w, 1.0)))
+        bits = cost(transform(sample, h, w, 1.0))
         if bits < best_bits:
             best, best_bits = side, bits
     return best
-
-
-def energies(matrix: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum the squares of each row and of each column."""
-    rows = np.einsum("ij,ij->i", matrix, matrix)
-    columns = np.einsum("ij,ij->j", matrix, matrix)
-    return rows.astype(np.float64), columns.astype(np.float64)
 
 
 def _candidates(sample: NDArray[np.float32], shape: tuple[int, ...]) -> list[int]:
@@ -84,9 +80,14 @@ def _candidates(sample: NDArray[np.float32], shape: tuple[int, ...]) -> list[int
     least = apart + _ALIKE * (float(np.dot(flat, flat)) - apart)
     if _correlation(flat, 1) < least:
         return []
-    alike = {w: _correlation(flat, w) for w in range(2, MOST + 1) if axes_of(w, shape)}
+    alike = {w: _correlation(flat, w) for w in _sides(shape)}
     sides = [w for w in sorted(alike, key=lambda w: -alike[w]) if alike[w] >= least]
     return sides[:_CANDIDATES]
+
+
+@lru_cache(maxsize=256)
+def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(w for w in range(2, MOST + 1) if axes_of(w, shape))
 
 
 def _correlation(flat: NDArray[np.float32], lag: int) -> float:

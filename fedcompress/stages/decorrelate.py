@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.errors import PayloadError
-from fedcompress.stages.axes import NONE, Axes, axes_of, choose_side, energies
+from fedcompress.stages.axes import NONE, Axes, axes_of, choose_side
 from fedcompress.stages.least_cost import choose_levels, entries_of
 
 Floats32 = NDArray[np.float32]
@@ -14,6 +14,7 @@ Integers = NDArray[np.int32]
 Dtype = type[np.float32] | type[np.float64]
 
 _LEAST_SIZE = 1024  # entries below which no prediction was ever seen to pay
+_FEW_RANKS, _FEW_BELOW = 16, 100_000  # components looked for in matrices of fewer entries
 _LARGE = 256  # rows and columns from which on a second power iteration pays its time
 _NOISE = 1.4  # measured to be best, as is the next: a trellis errs less than rounding does
 _FACTOR_WEIGHT = 0.8
@@ -140,8 +141,10 @@ def _predict(rest: Floats32, most: int, states: int) -> tuple[Integers, Integers
 
     rows, columns = rest.shape
     many = min(most, min(rows, columns) // 2, max(_LEAST, min(rows, columns) // 8))
+    if rest.size < _FEW_BELOW:
+        many = min(many, _FEW_RANKS)
     u, v = factors(rest, many, iterations=2 if min(rows, columns) >= _LARGE else 1)
-    rank, noise = choose(*energies(rest), u, v)
+    rank, noise = choose(rest, u, v)
     if rank == 0:
         return no_factors(rows, columns)
     a, b, shifts = scaled_factors(u[:, :rank], v[:, :rank], noise * _NOISE)

@@ -1,6 +1,6 @@
 """Levels of least squared error plus bits, by what levels of each scale come to cost."""
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -71,11 +71,13 @@ def choose_levels(
     from fedcompress.kernels import trellis
     from fedcompress.kernels.scales import scales
 
-    costs = _costs() * np.float32(_LAGRANGE * rate_weight)
+    costs = _weighted(rate_weight)
     parts = []
     for part in _rows(x, shape):
-        of_rows, of_columns = scales(part, _FEWEST)
-        levels = trellis.search(part, costs, NO_SHRINKAGE, of_rows - _FIRST, of_columns, states)
+        of_rows, kind_of_columns, of_kinds = scales(part, _FEWEST, _FIRST)
+        levels = trellis.search_by_kind(
+            part, costs, NO_SHRINKAGE, of_rows, kind_of_columns, of_kinds, states
+        )
         parts.append(levels.reshape(-1))
     return _joined(parts).reshape(shape)
 
@@ -105,6 +107,11 @@ def _rows(x: NDArray[T], shape: tuple[int, ...]) -> list[NDArray[T]]:
     whole = flat.size // width * width
     parts = [flat[:whole].reshape(-1, width)] if whole else []
     return [*parts, flat[whole:].reshape(1, -1)] if whole < flat.size else parts
+
+
+@lru_cache(maxsize=16)
+def _weighted(rate_weight: float) -> NDArray[np.float32]:
+    return _costs() * np.float32(_LAGRANGE * rate_weight)
 
 
 @cache

@@ -1,8 +1,10 @@
 """Rate-distortion optimized quantization of what a transform and a low-rank prediction leave."""
 
 import math
+import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -18,8 +20,6 @@ from fedcompress.stages.least_cost import choose_levels, entries_of
 from fedcompress.streams import (
     Form,
     Layout,
-    Scale,
-    ScaleForm,
     Stream,
     Streams,
     SymbolForm,
@@ -29,6 +29,7 @@ from fedcompress.streams import (
 _MOST_RANK = 64
 _LEAST_SIZE = 256  # entries below which a header costs more than it saves
 _MOST_SHIFT = 60
+_CENTRE = 0x3C00  # bfloat16 of 2**-7, about which steps lie: what is sent is mostly small
 _MOST_STEPS = float(1 << 22)  # of a largest entry, beyond which float32 rounds too much
 
 
@@ -102,24 +103,23 @@ class Rdo(Stage):
         common = _read_common(side, like)
         dtype: Dtype = np.float64 if like.dtype == torch.float64 else np.float32
         rest = rest.reshape(_matrix(like.shape))
-        out = synthesise(rest, common, _read_step(side) / 2, self.states, dtype)
+        out = synthesise(rest, common, _read_step(side, like.dtype) / 2, self.states, dtype)
         return torch.from_numpy(out).reshape(like.shape).to(like.device)
 
     def next_form(self, like: Layout, read: Streams) -> Form | None:
-        """Expect the step; for larger matrices a header; where it says so, factors."""
+        """Expect the step, for larger matrices what was taken off; where that says so, factors."""
+        looks = _has_header(like.shape)
         if len(read) == 0:
-            return ScaleForm(1, _step_dtype(like.dtype))
-        if not _has_header(like.shape):
+            return SymbolForm((_step_length(like.dtype) + 2 * looks,))
+        if not looks or len(read) == 4:
+            return None
+        rank = _read_header(read, like)[0]
+        if rank == 0:
             return None
         if len(read) == 1:
-            return SymbolForm((2,))
-        rank, _, _ = _read_header(read, like)
-        rows, columns = _matrix(like.shape)
-        if rank == 0 or len(read) == 5:
-            return None
-        if len(read) == 2:
             return SymbolForm((rank,))
-        return SymbolForm((rank, rows if len(read) == 3 else columns), self.states)
+        rows, columns = _matrix(like.shape)
+        return SymbolForm((rank, rows if len(read) == 2 else columns), self.states)
 
     def last_stream(self, x: Tensor) -> Stream:
         """Mark levels of a trellis."""
@@ -146,12 +146,11 @@ class RdoAt(Stage):
         return False
 
     def encode(self, x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Streams]:
-        """Quantize; the side streams are the step, and for larger matrices what was taken off."""
+        """Quantize; the side streams are the step with what was taken off, and factors."""
         del rng
         shape = tuple(x.shape)
         matrix = x.detach().cpu().numpy().reshape(_matrix(shape))
         step = _sendable(self.step, matrix, x.dtype)
-        side: list[Stream] = [Scale(torch.tensor([step], dtype=_step_dtype(x.dtype)))]
         looks = _has_header(shape)
         rest, common = analyse(
             matrix,
@@ -161,8 +160,7 @@ class RdoAt(Stage):
             rank=self.settings.rank if looks else 0,
             transform=looks and self.settings.transform,
         )
-        if looks:
-            side += _common_streams(common, self.settings.states)
+        side = _side_streams(_step_numbers(step, x.dtype), common, looks, self.settings.states)
         levels = choose_levels(rest, shape, self.settings.states, self.settings.rate_weight)
         return torch.from_numpy(levels).to(x.device), side
 
@@ -197,19 +195,39 @@ def root_mean_square(arrays: Collection[Tensor]) -> float:
     return largest * math.sqrt(sum(ratio**2 for ratio in ratios) / count)
 
 
+@cache
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     rows = shape[0] if len(shape) > 1 else 1
     return rows, math.prod(shape) // max(rows, 1)
 
 
+@cache
 def _has_header(shape: tuple[int, ...]) -> bool:
     rows, columns = _matrix(shape)
     return min(rows, columns) >= 4 and rows * columns >= _LEAST_SIZE
 
 
-def _step_dtype(dtype: torch.dtype) -> torch.dtype:
-    # Two bytes have the range of float32 and finer grain than a choice of step needs.
-    return torch.float64 if dtype == torch.float64 else torch.bfloat16
+def _step_length(dtype: torch.dtype) -> int:
+    return 4 if dtype == torch.float64 else 1
+
+
+def _step_numbers(step: float, dtype: torch.dtype) -> list[int]:
+    """Give a step as integers: its bits, or those of a bfloat16, which are enough for a step."""
+    if dtype == torch.float64:
+        return list(struct.unpack("<4H", struct.pack("<d", step)))
+    return [(struct.unpack("<I", struct.pack("<f", step))[0] >> 16) - _CENTRE]
+
+
+def _step_of(numbers: list[int], dtype: torch.dtype) -> float:
+    """Read a step back; 0 where there is none."""
+    try:
+        if dtype == torch.float64:
+            step: float = struct.unpack("<d", struct.pack("<4H", *numbers))[0]
+        else:
+            (step,) = struct.unpack("<f", struct.pack("<HH", 0, numbers[0] + _CENTRE))
+    except struct.error:
+        return 0.0
+    return step if 0 < step < math.inf else 0.0
 
 
 def _sendable(step: float, matrix: np.ndarray, dtype: torch.dtype) -> float:
@@ -223,23 +241,26 @@ def _sendable(step: float, matrix: np.ndarray, dtype: torch.dtype) -> float:
     return math.ldexp(round(fraction * 256), exponent - 8)
 
 
-def _common_streams(common: Common, states: int) -> list[Stream]:
-    header = Symbols(torch.tensor([common.rank, common.side], dtype=torch.int32))
-    if common.rank == 0:
-        return [header]
-    shifts = Symbols(torch.from_numpy(np.diff(common.shifts, prepend=np.int32(0))))
-    return [header, shifts, *(Symbols(torch.from_numpy(x), states) for x in (common.a, common.b))]
+def _side_streams(step: list[int], common: Common, looks: bool, states: int) -> list[Stream]:
+    header = np.array([*step, common.rank, common.side] if looks else step, np.int32)
+    side: list[Stream] = [Symbols(torch.from_numpy(header))]
+    if common.rank:
+        shifts = common.shifts.copy()
+        shifts[1:] -= common.shifts[:-1]
+        side.append(Symbols(torch.from_numpy(shifts)))
+        side += [Symbols(torch.from_numpy(x), states) for x in (common.a, common.b)]
+    return side
 
 
-def _read_step(side: Streams) -> float:
-    step = side[0]
-    if not isinstance(step, Scale) or not float(step.values[0]) > 0:
+def _read_step(side: Streams, dtype: torch.dtype) -> float:
+    step = _step_of(_integers(side[0])[: _step_length(dtype)].tolist(), dtype)
+    if step == 0:
         raise PayloadError("payload: the step of rdo is not above zero; the bytes are damaged")
-    return float(step.values[0])
+    return step
 
 
 def _read_header(side: Streams, like: Layout) -> tuple[int, int, Axes]:
-    rank, number = (int(value) for value in _integers(side[1]))
+    rank, number = _integers(side[0])[_step_length(like.dtype) :].tolist()
     axes = axes_of(number, like.shape)
     if axes is None or not 0 <= rank <= min(_MOST_RANK, *_matrix(like.shape)):
         raise PayloadError(
@@ -251,12 +272,12 @@ def _read_header(side: Streams, like: Layout) -> tuple[int, int, Axes]:
 
 def _read_common(side: Streams, like: Layout) -> Common:
     none = no_factors(*_matrix(like.shape))
-    if len(side) < 2:
+    if not _has_header(like.shape):
         return Common(0, NONE, *none)
     rank, number, axes = _read_header(side, like)
     if rank == 0:
         return Common(number, axes, *none)
-    differences, a, b = (_integers(stream) for stream in side[2:])
+    differences, a, b = (_integers(stream) for stream in side[1:])
     shifts = np.cumsum(differences, dtype=np.int64)
     if int(np.abs(differences).max()) > 2 * _MOST_SHIFT or int(np.abs(shifts).max()) > _MOST_SHIFT:
         raise PayloadError("payload: factors of a prediction out of range; the bytes are damaged")

@@ -45,3 +45,9 @@ def test_a_change_of_one_kernel_is_seen_by_those_that_call_it(tmp_path: Path) ->
     assert cached
     (package / "inner.py").write_text(_INNER.format(value=41))
     assert _run(tmp_path) == "42"
+
+
+def test_numba_is_loaded_only_where_something_is_coded() -> None:
+    ask = "import sys, fedcompress; sys.stdout.write(str('numba' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True)
+    assert done.stdout == "False"

@@ -17,19 +17,20 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
+from hostile import edge, integers
 
 import fedcompress.coders.matrix
 import fedcompress.kernels
 from fedcompress.coders.adaptive import AdaptiveDecoder, AdaptiveEncoder
 from fedcompress.coders.symbol_arrays import decode_symbols
+from fedcompress.coders.symbol_model import SYMBOLS
 from fedcompress.errors import PayloadError
 from fedcompress.kernels import adaptive, along, classes, rans, tables
 from fedcompress.rows import row_width
 from fedcompress.wire import write_varint
-from hostile import edge, integers
 
 _TRIES = 40
-_MOST_FOLLOWED = 2000  # symbols up to which the words of a trellis are made to fit
+_MOST_FOLLOWED = 10_500  # symbols up to which the words of a trellis are made to fit
 _LOWEST = 1 << 16
 _decode_matrix = fedcompress.coders.matrix.decode_matrix
 
@@ -42,7 +43,6 @@ class _Source:
         self.size = size
         self.given = given  # what to say first
         self.drawn: list[tuple[np.ndarray, int, np.ndarray | None]] = []
-        self.expected: tuple[np.ndarray, int] | None = None
         self.words = b""
 
     def take(  # type: ignore[no-untyped-def]
@@ -66,11 +66,10 @@ class _Source:
         self.drawn.append((values.copy(), base, found))  # decoders go on in the same array
         return True
 
-    def bytes(self) -> bytes:
-        """Write what was drawn as an encoder does."""
+    def bytes(self, odds: np.ndarray) -> bytes:
+        """Write what was drawn as an encoder does, whose symbols begin with ``odds``."""
         side = AdaptiveEncoder()
-        if self.expected is not None:
-            side.expect(*self.expected)
+        side.expect(odds, SYMBOLS)
         for values, base, contexts in self.drawn:
             side.put(values, base, contexts)
         return side.bytes()
@@ -82,9 +81,11 @@ class _Source:
         for table, reach in zip(levels, reaches.tolist(), strict=True):
             steps = draw.integers(0, int(draw.choice([2, 8, 64])), 2 * reach + 1)
             table[half - reach : half + reach + 1] = steps
-            table[-2:] = draw.choice([0, 30, 62, 63], 2)
+            table[-2:] = draw.choice([0, 30, 62, 63], 2) if draw.random() < 0.4 else tables.ABSENT
             if draw.random() < 0.3:
                 table[draw.random(table.size) < 0.5] = tables.ABSENT
+            if draw.random() < 0.95:  # an empty table is refused
+                table[half] = 0
 
     def note_words(self, states: np.ndarray, words: np.ndarray) -> None:
         self.words = states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
@@ -95,7 +96,7 @@ def forge_matrix(
 ) -> bytes:
     """Give bytes for `decode_matrix` that are in its grammar as far as hostile values allow."""
     best = _Source(draw, rows * columns, [])
-    for _ in range(int(draw.integers(1, _TRIES))):
+    for _ in range(int(draw.integers(1, 8 if _is_learnt(rows, columns) else _TRIES))):
         # Say again what was said to the furthest, but for the last few integers.
         left = len(best.drawn) - int(draw.choice([1, 1, 1, 1, 2, 3]))
         given = [values for values, _, _ in best.drawn[: max(left, 0)]]
@@ -104,11 +105,17 @@ def forge_matrix(
             best = source
             break
         best = source if len(source.drawn) >= len(best.drawn) else best
-    side = best.bytes()
+    if _is_learnt(rows, columns):
+        return best.bytes(np.repeat(classes.first_odds(), 1 if transitions is None else 2))
+    side = best.bytes(np.zeros(0, np.int64))
     words = best.words
     if not words and draw.random() < 0.5:
         words = draw.bytes(2 * int(draw.integers(8, 30)))
     return write_varint(len(side)) + side + words
+
+
+def _is_learnt(rows: int, columns: int) -> bool:
+    return rows * columns < fedcompress.coders.matrix._LEARNT_BELOW
 
 
 def load() -> None:
@@ -118,12 +125,12 @@ def load() -> None:
     _readers()
 
 
-def _decodes(
-    source: _Source, rows: int, columns: int, transitions: np.ndarray | None
-) -> bool:
+def _decodes(source: _Source, rows: int, columns: int, transitions: np.ndarray | None) -> bool:
     with _answering(source):
         try:
-            _decode_matrix(memoryview(b"\0" + bytes(16)), rows, columns, transitions)
+            # As few bytes as are asked for: a claim of none before the states of the coder.
+            data = bytes(4 if _is_learnt(rows, columns) else 17)
+            _decode_matrix(memoryview(data), rows, columns, transitions)
         except PayloadError:
             return False
         except Exception:  # noqa: BLE001  a fault, which decoding what comes of it shows again
@@ -149,7 +156,9 @@ def forge_symbols(shape: tuple[int, ...], states: int, draw: np.random.Generator
         decode_symbols(memoryview(b"\2\0"), shape, states)
     size = int(np.prod(shape, dtype=np.int64))
     ragged = size % max(row_width(shape), 1) != 0
-    lengths = [write_varint(len(part)) if ragged and i == 0 else b"" for i, part in enumerate(found)]
+    lengths = [
+        write_varint(len(part)) if ragged and i == 0 else b"" for i, part in enumerate(found)
+    ]
     return b"\2" + b"".join(n + part for n, part in zip(lengths, found, strict=True))
 
 
@@ -168,9 +177,6 @@ def _answering(source: _Source) -> Iterator[None]:
         return real_unspell(values, half, reaches, levels)
 
     class Listening(AdaptiveDecoder):
-        def expect(self, odds: np.ndarray, context: int) -> None:
-            source.expected = odds, context
-
         def check_end(self) -> None:
             pass
 
@@ -189,7 +195,7 @@ def _answering(source: _Source) -> Iterator[None]:
         room = _room(source, states, symbols.size)
         source.note_words(states, room[:-4])
         end = dependent(kinds, pairs, slots, transitions, moves, room, 0, states, symbols)
-        if symbols.size > _MOST_FOLLOWED:
+        if symbols.size > _MOST_FOLLOWED or source.draw.random() < 0.8:
             return end
         tables_of = np.empty(symbols.shape, np.uint8)
         for row in range(len(symbols)):
@@ -200,10 +206,10 @@ def _answering(source: _Source) -> Iterator[None]:
         return _write(source, tables_of, slots, words, states, symbols)
 
     def decode_along(*arguments):  # type: ignore[no-untyped-def]
-        *head, words, states, values = arguments
+        *head, _, states, values = arguments
         room = _room(source, states, values.size)
         source.note_words(states, room[:-4])
-        return by_row(*head, room, states, values)
+        return by_row(*head, room, states, values)  # type: ignore[call-arg]
 
     with (
         _patched(fedcompress.coders.matrix, "AdaptiveDecoder", Listening),
@@ -227,11 +233,15 @@ def _readers() -> list[tuple[object, str, Callable[..., object] | None]]:
         inside = path.startswith("fedcompress.kernels.") and module is not adaptive
         if not inside or getattr(module, "take", None) is not adaptive.take:
             continue
-        found.append((module, "take", None))
-        for name, value in vars(module).items():
-            plain = getattr(value, "py_func", None)
-            if plain is not None and plain.__module__ == path:
-                found.append((module, name, plain))
+        plain = {
+            name: value.py_func
+            for name, value in vars(module).items()
+            if hasattr(value, "py_func") and value.py_func.__module__ == path
+        }
+        reading = {"take"}
+        for _ in plain:  # those that call one that reads
+            reading |= {n for n, code in plain.items() if reading & set(code.__code__.co_names)}
+        found += [(module, name, plain.get(name)) for name in reading]
     return found
 
 
@@ -272,4 +282,3 @@ def _patched(module: object, name: str, by: object) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, before)
-

@@ -19,6 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 _HANG_SECONDS = 120.0  # without a payload decoded, in a process that may share its core
+_STARTING_SECONDS = 1800.0  # before the first: kernels may have to be compiled
 _MOST_FINDINGS = 30
 
 
@@ -49,8 +50,11 @@ def main() -> int:
         if first >= options.cases or (left is not None and left <= 0):
             break
     seconds = time.monotonic() - started
-    sys.stdout.write(f"{found} findings in {seconds:.0f} s; see {options.out}\n" if found else
-                     f"nothing found in {seconds:.0f} s\n")
+    sys.stdout.write(
+        f"{found} findings in {seconds:.0f} s; see {options.out}\n"
+        if found
+        else f"nothing found in {seconds:.0f} s\n"
+    )
     return 1 if found else 0
 
 
@@ -60,6 +64,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=None, help="stop after so long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spec", default=None, help="this one only, on every update")
+    parser.add_argument("--part", default="0/1", help="of the specs, such as 1/4: every fourth")
     parser.add_argument("--bounds", action="store_true", help="check all indexes of kernels")
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="for findings")
     parser.add_argument("--replay", type=Path, default=None, help="decode a finding again")
@@ -79,7 +84,7 @@ def _campaign(
         command = [sys.executable, "-X", "faulthandler", str(HERE / "fuzz.py"), "--child"]
         command += ["--cases", str(options.cases), "--seed", str(options.seed)]
         command += ["--first", str(first), "--progress", str(progress)]
-        command += ["--out", str(options.out)]
+        command += ["--out", str(options.out), "--part", options.part]
         command += [] if options.spec is None else ["--spec", options.spec]
         command += [] if seconds is None else ["--seconds", str(seconds)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -106,15 +111,16 @@ def _watch(process: subprocess.Popen[bytes], progress: Path) -> int | None:
     """Wait for the process; give its exit status, None if it had to be killed."""
     from progress import Progress
 
-    last, since = b"", time.monotonic()
+    last = Progress(progress).stamp()
+    since, most = time.monotonic(), _STARTING_SECONDS
     while True:
         try:
             return process.wait(1.0)
         except subprocess.TimeoutExpired:
             now = Progress(progress).stamp()
         if now != last:
-            last, since = now, time.monotonic()
-        elif time.monotonic() - since > _HANG_SECONDS:
+            last, since, most = now, time.monotonic(), _HANG_SECONDS
+        elif time.monotonic() - since > most:
             process.send_signal(signal.SIGUSR1)  # faulthandler writes where it stands
             time.sleep(2)
             process.kill()

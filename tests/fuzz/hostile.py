@@ -77,8 +77,11 @@ def stream(form: Form, draw: np.random.Generator) -> Stream:
         case ScaleForm(length, dtype):
             return Scale(_floats(draw, (length,), dtype))
         case SeedForm():
-            return Seed(int(draw.choice([0, 1, (1 << 63) - 1])) if draw.random() < 0.3 else
-                        int(draw.integers(0, 1 << 64, dtype=np.uint64)))
+            return Seed(
+                int(draw.choice([0, 1, (1 << 63) - 1]))
+                if draw.random() < 0.3
+                else int(draw.integers(0, 1 << 64, dtype=np.uint64))
+            )
     raise TypeError(f"no hostile stream for {form}")
 
 

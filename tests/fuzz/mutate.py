@@ -5,10 +5,10 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
+from hostile import count
 
 from fedcompress.errors import PayloadError
 from fedcompress.wire import HEADER_BYTES, read_varint, write_varint
-from hostile import count
 
 _CHECKSUM = slice(12, 16)
 
@@ -100,7 +100,8 @@ def _change(data: bytes, draw: np.random.Generator) -> bytes:
         out[at] ^= 1 << int(draw.integers(8))
     elif kind == 2:
         for _ in range(int(draw.integers(1, 9))):
-            out[int(draw.integers(near))] = int(draw.choice([0, 1, 127, 128, 255, draw.integers(256)]))
+            byte = int(draw.choice([0, 1, 127, 128, 255])) if draw.random() < 0.5 else None
+            out[int(draw.integers(near))] = int(draw.integers(256)) if byte is None else byte
     elif kind == 3:
         del out[at : at + int(draw.integers(1, 9))]
     elif kind == 4:

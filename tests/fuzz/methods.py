@@ -1,0 +1,80 @@
+"""Streams in a method that their encoder would not have chosen for them.
+
+An encoder takes the shortest of several methods, so those that pay on large arrays only, and those
+of earlier wire versions, are rare or missing in small payloads of today.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fedcompress.coders.classes import encode_by_class
+from fedcompress.coders.combinations import encode_combination
+from fedcompress.coders.gaps import encode_gaps
+from fedcompress.coders.index_sets import encode_index_set
+from fedcompress.coders.kernel_sets import encode_masks, split, taps_of
+from fedcompress.coders.row_sets import Rows, encode_rows
+from fedcompress.coders.symbol_arrays import encode_symbols
+from fedcompress.coders.symbols import encode_integers
+from fedcompress.coders.values import encode_planes
+from fedcompress.streams import Floats, IndexSet, Stream, Symbols
+from fedcompress.wire import write_varint
+
+_ALIKE, _BY_CLASS = 0, 1  # first bytes of symbols
+_FEW, _ROWS, _BITMAP, _KERNELS = 32, 33, 34, 35  # of positions, behind n
+_SHAPES = 10  # gamma laws of how often rows and columns are kept
+
+
+def encode(stream: Stream, draw: np.random.Generator) -> bytes:
+    """Code a stream in any method that can hold it; raises where the one drawn cannot."""
+    match stream:
+        case Symbols(values, states):
+            return _symbols(values.numpy(), states, draw)
+        case IndexSet(indices, n, shape):
+            return _positions(indices.numpy(), n, shape, draw)
+        case Floats(values):
+            return encode_planes(values)
+    raise ValueError(f"one method only for {stream.kind}")
+
+
+def _symbols(values: np.ndarray, states: int, draw: np.random.Generator) -> bytes:
+    kind = draw.random()
+    if kind < 0.4:
+        return bytes((_ALIKE,)) + encode_integers(values)
+    if kind < 0.8 and values.ndim > 1:
+        coded = encode_by_class(values.reshape(len(values), -1).astype(np.int64))
+        if coded is not None:
+            return bytes((_BY_CLASS,)) + coded
+    return encode_symbols(values, states)
+
+
+def _positions(
+    indices: np.ndarray, n: int, shape: tuple[int, ...], draw: np.random.Generator
+) -> bytes:
+    kind, size = draw.random(), indices.size
+    if size in (0, n) or kind < 0.2:
+        return encode_index_set(indices, n, shape if draw.random() < 0.5 else ())
+    if kind < 0.3 and size <= _FEW:
+        return write_varint(n + size) + encode_combination(indices.tolist(), n)
+    if kind < 0.4:
+        return write_varint(size) + encode_gaps(indices, n)
+    if kind < 0.5:
+        bitmap = np.zeros(n, np.int8)
+        bitmap[indices] = 1
+        return write_varint(n + _BITMAP) + encode_symbols(bitmap.reshape(shape or n), 0)
+    if kind < 0.75 and taps_of(shape):
+        kernels, masks = split(indices, taps_of(shape))
+        owners = encode_index_set(kernels, n // taps_of(shape), shape[:2])
+        head = write_varint(n + _KERNELS) + write_varint(len(owners)) + owners
+        return head + (encode_masks(masks, shape, math.inf) or b"")
+    if len(shape) > 1:
+        columns = n // shape[0]
+        row, column = np.divmod(indices, columns)
+        counts = np.bincount(row, minlength=shape[0])
+        turns = np.bincount(column, minlength=columns)
+        spread, urn = draw.integers(0, _SHAPES, 2).tolist()
+        rows = Rows(0.0, counts, turns, column, spread, urn)
+        return write_varint(n + _ROWS) + write_varint(size) + encode_rows(rows)
+    return encode_index_set(indices, n, shape)
