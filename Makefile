@@ -8,6 +8,7 @@ PIP_OPTIONS ?=
 PYTEST_OPTIONS ?= -n 2 --dist loadgroup
 OUT ?= runs/quickstart
 RUN_OPTIONS ?=
+FUZZ_OPTIONS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS)
@@ -21,7 +22,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export FLWR_TELEMETRY_ENABLED ?= 0
 export FLWR_DISABLE_UPDATE_CHECK ?= 1
 
-.PHONY: run test lint format types imports docs check clean help
+.PHONY: run test fuzz lint format types imports docs check clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -32,6 +33,10 @@ run: $(INSTALLED)  ## the quickstart study: five strategies, three seeds, a tabl
 
 test: $(INSTALLED_DEV)  ## every test
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+fuzz: $(INSTALLED_DEV)  ## a million hostile payloads, then some with every index of the kernels checked
+	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ_OPTIONS)
+	$(BIN)/python tests/fuzz/fuzz.py --cases 200000 --bounds $(FUZZ_OPTIONS)
 
 lint: $(INSTALLED_DEV)  ## ruff, and the imports point down
 	$(BIN)/python -m ruff check .

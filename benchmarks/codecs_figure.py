@@ -80,7 +80,7 @@ def _plot(
         axes.plot(
             [row[key] for row in lone], [row["bits_per_parameter"] for row in lone],
             color=MUTED, marker=marker, markersize=5, linestyle="none",
-            label=f"{name}, one setting",
+            label=f"{name}, one setting" if lone else None,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel=label, ylim=(_LEAST_BITS, _MOST_BITS))
     # Plain numbers: the style parses no formulas, in which powers of ten would be written.

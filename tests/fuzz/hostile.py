@@ -96,6 +96,8 @@ def _symbols(draw: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _positions(draw: np.random.Generator, n: int, shape: tuple[int, ...]) -> np.ndarray:
+    if n == 0:
+        return np.zeros(0, np.int64)
     sizes = [0, 1, 2, 31, 32, 33, 40, n // 50, n // 13, n // 11, n // 2, n - 1, n]
     size = min(max(int(draw.choice(sizes)), 0), n)
     if len(shape) > 1 and shape[0] and draw.random() < 0.5:
@@ -113,7 +115,7 @@ def _floats(draw: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtyp
         x = torch.from_numpy(np.asarray(draw.choice(_ODD_FLOATS, shape)))
     elif style == 2:
         x = torch.full(shape, float(draw.choice(_ODD_FLOATS)), dtype=torch.float64)
-    elif style == 3:
+    elif style == 3 and x.numel():
         raw = draw.integers(0, 256, x.numel() * dtype.itemsize).astype(np.uint8)
         return torch.from_numpy(raw).view(dtype).reshape(shape)
     elif style == 4:

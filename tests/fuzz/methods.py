@@ -15,6 +15,7 @@ from fedcompress.coders.combinations import encode_combination
 from fedcompress.coders.gaps import encode_gaps
 from fedcompress.coders.index_sets import encode_index_set
 from fedcompress.coders.kernel_sets import encode_masks, split, taps_of
+from fedcompress.coders.raw import encode_plain
 from fedcompress.coders.row_sets import Rows, encode_rows
 from fedcompress.coders.symbol_arrays import encode_symbols
 from fedcompress.coders.symbols import encode_integers
@@ -36,7 +37,7 @@ def encode(stream: Stream, draw: np.random.Generator) -> bytes:
             return _positions(indices.numpy(), n, shape, draw)
         case Floats(values):
             return encode_planes(values)
-    raise ValueError(f"one method only for {stream.kind}")
+    return encode_plain(stream)
 
 
 def _symbols(values: np.ndarray, states: int, draw: np.random.Generator) -> bytes:
@@ -58,23 +59,31 @@ def _positions(
         return encode_index_set(indices, n, shape if draw.random() < 0.5 else ())
     if kind < 0.3 and size <= _FEW:
         return write_varint(n + size) + encode_combination(indices.tolist(), n)
-    if kind < 0.4:
-        return write_varint(size) + encode_gaps(indices, n)
     if kind < 0.5:
         bitmap = np.zeros(n, np.int8)
         bitmap[indices] = 1
         return write_varint(n + _BITMAP) + encode_symbols(bitmap.reshape(shape or n), 0)
-    if kind < 0.75 and taps_of(shape):
-        kernels, masks = split(indices, taps_of(shape))
-        owners = encode_index_set(kernels, n // taps_of(shape), shape[:2])
-        head = write_varint(n + _KERNELS) + write_varint(len(owners)) + owners
-        return head + (encode_masks(masks, shape, math.inf) or b"")
-    if len(shape) > 1:
-        columns = n // shape[0]
-        row, column = np.divmod(indices, columns)
-        counts = np.bincount(row, minlength=shape[0])
-        turns = np.bincount(column, minlength=columns)
-        spread, urn = draw.integers(0, _SHAPES, 2).tolist()
-        rows = Rows(0.0, counts, turns, column, spread, urn)
-        return write_varint(n + _ROWS) + write_varint(size) + encode_rows(rows)
-    return encode_index_set(indices, n, shape)
+    if kind < 0.9 and len(shape) > 1:
+        by_kernel = kind < 0.75 and taps_of(shape)
+        return (_by_kernel if by_kernel else _by_row)(indices, n, shape, draw)
+    return write_varint(size) + encode_gaps(indices, n)
+
+
+def _by_kernel(
+    indices: np.ndarray, n: int, shape: tuple[int, ...], draw: np.random.Generator
+) -> bytes:
+    kernels, masks = split(indices, taps_of(shape))
+    owners = _positions(kernels, n // taps_of(shape), shape[:2], draw)
+    head = write_varint(n + _KERNELS) + write_varint(len(owners)) + owners
+    return head + (encode_masks(masks, shape, math.inf) or b"")
+
+
+def _by_row(
+    indices: np.ndarray, n: int, shape: tuple[int, ...], draw: np.random.Generator
+) -> bytes:
+    row, column = np.divmod(indices, n // shape[0])
+    counts = np.bincount(row, minlength=shape[0])
+    turns = np.bincount(column, minlength=n // shape[0])
+    spread, urn = draw.integers(0, _SHAPES, 2).tolist()
+    rows = Rows(0.0, counts, turns, column, spread, urn)
+    return write_varint(n + _ROWS) + write_varint(indices.size) + encode_rows(rows)
