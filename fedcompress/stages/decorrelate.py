@@ -121,12 +121,11 @@ def synthesise(
         from fedcompress.kernels import cosine
 
         rest = cosine.inverse(rest, *common.axes, step if plain else 1.0)
-    elif plain:
-        rest *= np.float32(step)
-    if plain:
-        return rest
-    limit = np.finfo(dtype).max
-    return np.asarray(np.clip(rest.astype(np.float64) * step, -limit, limit), dtype)
+    with np.errstate(over="ignore"):  # of damaged bytes; infinity is refused, or clipped
+        if plain:
+            return rest if common.axes != NONE else np.multiply(rest, np.float32(step), out=rest)
+        limit = np.finfo(dtype).max
+        return np.asarray(np.clip(rest.astype(np.float64) * step, -limit, limit), dtype)
 
 
 def no_factors(rows: int, columns: int) -> tuple[Integers, Integers, Integers]:

@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
         draw = np.random.Generator(np.random.PCG64([options.seed, number]))
         measured = bool(draw.random() < _MEASURED)
         chosen = draw.choice(len(seeds), 4, p=odds)
+        peaks: dict[int, int] = {}
         if measured:
             tracemalloc.start()
             peaks = {int(i): _peak(seeds[i]) for i in chosen}
@@ -70,10 +71,7 @@ def run(options: argparse.Namespace) -> int:
             progress.note(number, len(faults), f"{seed.spec}\n{seed.update}", payload)
             number += 1
             try:
-                if measured:
-                    check_memory(seed, payload, peaks[at])
-                    continue
-                outcome = check(seed, payload)
+                outcome = _outcome(seed, payload, peaks.get(at))
             except BrokenLawError as fault:
                 _note(options.out, faults, seed, payload, str(fault))
                 counts["broken"] += 1
@@ -107,8 +105,7 @@ def replay(path: Path) -> int:
         if seed.update == finding["update"].partition("\n")[0]:
             check(seed, payload)
             tracemalloc.start()
-            peak = check_memory(seed, payload, _peak(seed))
-            sys.stdout.write(f"{check(seed, payload)}; {peak} bytes\n")
+            sys.stdout.write(f"{check_memory(seed, payload, _peak(seed))}\n")
     return 0
 
 
@@ -135,6 +132,12 @@ def _check_valid(seed: Seed, out: Path, faults: set[str]) -> None:
         check(seed, seed.payload, _COMPILING_SECONDS)
     except BrokenLawError as fault:
         _note(out, faults, seed, seed.payload, str(fault))
+
+
+def _outcome(seed: Seed, payload: bytes, peak_of_valid: int | None) -> str:
+    if peak_of_valid is None:
+        return check(seed, payload)
+    return check_memory(seed, payload, peak_of_valid)
 
 
 def _peak(seed: Seed) -> int:

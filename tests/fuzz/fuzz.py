@@ -80,7 +80,7 @@ def _campaign(
     """Give how the process ended, the number of its last payload, and how much it found."""
     with tempfile.TemporaryDirectory() as folder:
         progress = Path(folder) / "progress"
-        progress.write_bytes(bytes(1 << 20))
+        progress.write_bytes(bytes(1 << 22))
         command = [sys.executable, "-X", "faulthandler", str(HERE / "fuzz.py"), "--child"]
         command += ["--cases", str(options.cases), "--seed", str(options.seed)]
         command += ["--first", str(first), "--progress", str(progress)]

@@ -88,6 +88,8 @@ def stream(form: Form, draw: np.random.Generator) -> Stream:
 def _symbols(draw: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     size = int(np.prod(shape, dtype=np.int64))
     out = integers(draw, size, 1 << 31).clip(-(1 << 31), (1 << 31) - 1).reshape(shape)
+    if size < 10 and draw.random() < 0.3:  # a few numbers may be the bits of others
+        out = draw.integers(-(1 << 15), 1 << 16, shape)
     if len(shape) > 1 and draw.random() < 0.3:
         out[draw.random(shape[0]) < 0.5] = 0
     if draw.random() < 0.05:

@@ -47,7 +47,7 @@ def check(seed: Seed, payload: bytes, most_seconds: float = MOST_SECONDS) -> str
     return outcome
 
 
-def check_memory(seed: Seed, payload: bytes, peak_of_valid: int) -> int:
+def check_memory(seed: Seed, payload: bytes, peak_of_valid: int) -> str:
     """Check also how much memory decoding takes; `tracemalloc` must be tracing."""
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
@@ -56,7 +56,7 @@ def check_memory(seed: Seed, payload: bytes, peak_of_valid: int) -> int:
     most = max(_OF_MODEL * model_bytes(seed), _OF_VALID * peak_of_valid) + _CONSTANT
     if peak > most:
         raise BrokenLawError(f"allocated {peak} bytes where {most:.0f} are allowed, at {outcome}")
-    return peak
+    return outcome
 
 
 def model_bytes(seed: Seed) -> int:

@@ -44,7 +44,7 @@ def _symbols(values: np.ndarray, states: int, draw: np.random.Generator) -> byte
     kind = draw.random()
     if kind < 0.4:
         return bytes((_ALIKE,)) + encode_integers(values)
-    if kind < 0.8 and values.ndim > 1:
+    if kind < 0.8 and values.ndim > 1 and values.size:
         coded = encode_by_class(values.reshape(len(values), -1).astype(np.int64))
         if coded is not None:
             return bytes((_BY_CLASS,)) + coded

@@ -9,7 +9,7 @@ import pytest
 
 _SCRIPT = Path(__file__).parent / "fuzz.py"
 _PARTS = 2
-_CASES = 10_000  # a part
+_CASES = 15_000  # a part
 
 _PLANTED = """
 import argparse, sys
