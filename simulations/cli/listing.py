@@ -3,23 +3,22 @@
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 Rows = list[tuple[str, str]]
 
 
 def show_listing(what: str) -> None:
     """Print the names of one kind, each with what it is."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title_justify="left", title=what)
-    table.add_column("name", no_wrap=True)
-    table.add_column("what it is")
+    # What it is stands below its name: a call with many settings takes a whole line.
+    console = Console()
     for name, text in _LISTINGS[what]():
-        table.add_row(escape(name), escape(text))
-    Console().print(table)
+        console.print(Text(name, style="bold"))
+        console.print(Padding(Text(text), (0, 0, 0, 4)))
 
 
 def _stages() -> Rows:
@@ -79,13 +78,16 @@ def _studies() -> Rows:
 
 def _call(name: str, kind: type) -> str:
     parameters = inspect.signature(kind).parameters.values()
-    return f"{name}({', '.join(map(_with_default, parameters))})"
+    return f"{name}({', '.join(_with_default(kind, each) for each in parameters)})"
 
 
-def _with_default(parameter: inspect.Parameter) -> str:
+def _with_default(kind: type, parameter: inspect.Parameter) -> str:
     if parameter.default is inspect.Parameter.empty:
         return parameter.name
     default = parameter.default
+    if is_dataclass(kind):
+        made = {field.name: field.default_factory for field in fields(kind)}[parameter.name]
+        default = default if made is MISSING else made()
     text = json.dumps(default) if isinstance(default, str) else str(default)
     return f"{parameter.name}={text}"
 

@@ -380,7 +380,7 @@ def test_try_believes_no_header(
     [
         ("stages", "ternary(threshold=0.7)"),
         ("coders", "entropy()"),
-        ("wrappers", "error_feedback(compressor)"),
+        ("wrappers", "error_feedback(compressor, decay=1.0, clip=None)"),
         ("methods", "fedpaq"),
         ("models", "lenet"),
         ("data", "digits"),
