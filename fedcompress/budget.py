@@ -1,7 +1,7 @@
 """A byte budget: the least error that a payload of so many bytes can have."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ from fedcompress.coders.entropy import Entropy
 from fedcompress.coders.exact import encode_exact
 from fedcompress.compressor import Arrays, Compressor, Encoded, Part, State, as_tensors
 from fedcompress.errors import BudgetError, LayoutError, SpecError
+from fedcompress.joined import join, joined_layout, joined_names, split
 from fedcompress.rate_search import FULL, Found, search_step
 from fedcompress.spec_text import call_text
 from fedcompress.stages.rdo import Rdo, root_mean_square
@@ -189,7 +190,7 @@ class _Trial:
     """An update encoded at certain steps."""
 
     sections: list[Section]
-    parts: Mapping[str, Steps]
+    parts: Mapping[str, Part]
     update: Mapping[str, Tensor]
     steps: Mapping[str, float]
 
@@ -214,15 +215,18 @@ class _Trial:
         steps: Mapping[str, float],
     ) -> "_Trial":
         sections: list[Section] = []
-        parts: dict[str, Steps] = {}
-        for name, x in update.items():
-            if name in exact:
-                sections.append(exact[name])
-            elif name in arrays:
-                stages = (rdo.at(steps[name]),)
-                streams, sides, last = encode_array(stages, arrays[name], np.random.default_rng(0))
+        parts: dict[str, Part] = {}
+        layouts = {name: Layout.of(x) for name, x in update.items()}
+        for names in joined_names(layouts):
+            if names[0] in exact:
+                sections.append(exact[names[0]])
+            elif names[0] in arrays:
+                stages = (rdo.at(_mean_step([(steps[n], layouts[n].size) for n in names])),)
+                x = join([arrays[n] for n in names])
+                streams, sides, last = encode_array(stages, x, np.random.default_rng(0))
                 sections += [Section(s.kind, _CODER.encode(s)) for s in streams]
-                parts[name] = Steps(stages, sides, last, Layout.of(x))
+                whole = joined_layout([layouts[n] for n in names])
+                parts |= split(Steps(stages, sides, last, whole), names, layouts)
         return _Trial(sections, parts, update, steps)
 
 
@@ -244,6 +248,13 @@ def _weights(arrays: Mapping[str, Tensor], state: State) -> dict[str, float]:
         else 1.0
         for name in arrays
     }
+
+
+def _mean_step(steps: Sequence[tuple[float, int]]) -> float:
+    """Give the geometric mean of steps, each with how often it counts."""
+    if len(steps) == 1:
+        return steps[0][0]
+    return math.exp(sum(math.log(s) * n for s, n in steps) / sum(n for _, n in steps))
 
 
 _CODER = Entropy()

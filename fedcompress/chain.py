@@ -1,4 +1,4 @@
-"""A chain: stages one after another, then a coder; each array of an update by itself."""
+"""A chain: stages one after another, then a coder, applied to each array of an update."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from fedcompress.coders.entropy import Entropy
 from fedcompress.coders.exact import decode_exact, encode_exact
 from fedcompress.compressor import Compressor, Encoded, Part, State
 from fedcompress.errors import NotFiniteError, PayloadError, SpecError
+from fedcompress.joined import join, joined_layout, joined_names, split
 from fedcompress.stage import Stage
 from fedcompress.streams import FloatForm, Floats, Form, Layout, Stream, Symbols
 from fedcompress.wire import Section, SectionReader
@@ -23,6 +24,7 @@ from fedcompress.wire import Section, SectionReader
 class Chain(Compressor):
     """Stages and a coder, applied to every floating-point array by itself.
 
+    Short vectors are coded as one where the first stage says so.
     Arrays of integers and booleans are sent exactly, whatever the stages.
     """
 
@@ -65,37 +67,47 @@ class Chain(Compressor):
     ) -> Encoded:
         """Encode every array."""
         sections: list[Section] = []
-        decoded: dict[str, Tensor] = {}
+        parts: dict[str, Part] = {}
         arrays = self.working_arrays(update)
+        layouts = {name: Layout.of(x) for name, x in update.items()}
         stages = self.stages
         if stages:
             stages = (stages[0].for_update(arrays), *stages[1:])
-        for name, x in update.items():
-            if x.numel() == 0:
-                decoded[name] = x
-            elif not x.is_floating_point():
-                sections.append(Section("lossless", encode_exact(x)))
-                decoded[name] = x
-            else:
-                streams, steps, last = encode_array(stages, arrays[name], rng)
-                sections += [Section(s.kind, self.coder.encode(s)) for s in streams]
-                if want_decoded:
-                    decoded[name] = Steps(stages, steps, last, Layout.of(x)).dense()
-        return Encoded(sections, state, decoded if want_decoded else None)
+        for names in self._coded_together(layouts):
+            x = update[names[0]]
+            if x.numel() == 0 or not x.is_floating_point():
+                if x.numel():
+                    sections.append(Section("lossless", encode_exact(x)))
+                parts[names[0]] = _Exact(x)
+                continue
+            streams, steps, last = encode_array(stages, join([arrays[n] for n in names]), rng)
+            sections += [Section(s.kind, self.coder.encode(s)) for s in streams]
+            if want_decoded:
+                whole = joined_layout([layouts[n] for n in names])
+                parts |= split(Steps(stages, steps, last, whole), names, layouts)
+        decoded = {n: parts[n].dense() for n in update} if want_decoded else None
+        return Encoded(sections, state, decoded)
 
     def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
         """Read every array."""
         parts: dict[str, Part] = {}
-        for name, x in like.items():
-            layout = Layout.of(x)
+        layouts = {name: Layout.of(x) for name, x in like.items()}
+        for names in self._coded_together(layouts):
+            x = like[names[0]]
             if x.numel() == 0:
-                parts[name] = _Exact(torch.empty_like(x))
+                parts[names[0]] = _Exact(torch.empty_like(x))
             elif not x.is_floating_point():
-                parts[name] = _Exact(decode_exact(reader.take("lossless"), layout))
+                parts[names[0]] = _Exact(decode_exact(reader.take("lossless"), layouts[names[0]]))
             else:
-                steps, last = self._read_array(reader, layout)
-                parts[name] = Steps(self.stages, steps, last, layout)
-        return parts
+                whole = joined_layout([layouts[n] for n in names])
+                steps, last = self._read_array(reader, whole)
+                parts |= split(Steps(self.stages, steps, last, whole), names, layouts)
+        return {name: parts[name] for name in like}
+
+    def _coded_together(self, layouts: Mapping[str, Layout]) -> list[tuple[str, ...]]:
+        if self.stages and self.stages[0].joins_vectors:
+            return joined_names(layouts)
+        return [(name,) for name in layouts]
 
     def working_arrays(self, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give the arrays that stages are to code, in their working dtype, all of them finite."""

@@ -39,6 +39,8 @@ class Stage(ABC):
     sparsifies : bool
         Whether the stage keeps some entries only, so that adding its decoded array to a
         sum touches only those (see `add_to`).
+    joins_vectors : bool
+        Whether a chain that begins with the stage codes short vectors, such as biases, as one.
     contracting : str
         What to write in place of a stage that `expands`, for the error that refuses it.
     """
@@ -47,6 +49,7 @@ class Stage(ABC):
     takes: ClassVar[Numbers] = "floats"
     gives: ClassVar[Numbers] = "floats"
     sparsifies: ClassVar[bool] = False
+    joins_vectors: ClassVar[bool] = False
     contracting: ClassVar[str] = "take a stage whose error stays below its input"
 
     @property

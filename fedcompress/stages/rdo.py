@@ -63,6 +63,7 @@ class Rdo(Stage):
 
     name: ClassVar[str] = "rdo"
     gives: ClassVar[Numbers] = "symbols"
+    joins_vectors: ClassVar[bool] = True
 
     step: float
     rate_weight: float = 1.0
@@ -136,6 +137,7 @@ class RdoAt(Stage):
 
     name: ClassVar[str] = "rdo"
     gives: ClassVar[Numbers] = "symbols"
+    joins_vectors: ClassVar[bool] = True
 
     settings: Rdo
     step: float
