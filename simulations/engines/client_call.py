@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass
 
@@ -41,6 +41,15 @@ class ClientResult:
     state: RecordDict | None
     compute_seconds: float
     failure: str | None = None
+
+
+@dataclass(frozen=True)
+class ClientCall:
+    """What one client's app is called with; nothing of it is changed by the call."""
+
+    metadata: Metadata
+    content: RecordDict
+    state: RecordDict
 
 
 def load_app(client_app: AppFactory) -> ClientAppCallable:
@@ -83,17 +92,20 @@ def load_app(client_app: AppFactory) -> ClientAppCallable:
     return loaded
 
 
-def call_client(
-    app: ClientAppCallable,
-    metadata: Metadata,
-    content: RecordDict,
-    state: RecordDict,
-    setting: Setting,
-) -> ClientResult:
+def call_clients(
+    app: ClientAppCallable, calls: Iterable[ClientCall], setting: Setting
+) -> Iterator[ClientResult]:
+    """Call the app for clients one after another; results come in their order, each when ready."""
+    for call in calls:
+        yield call_client(app, call, setting)
+
+
+def call_client(app: ClientAppCallable, call: ClientCall, setting: Setting) -> ClientResult:
     """Call the app once; an exception becomes an error reply and leaves the state alone.
 
     `content` and `state` are copied, so nothing that the app does to them reaches another client.
     """
+    metadata, content, state = call.metadata, call.content, call.state
     node_id = metadata.dst_node_id
     message = build_message(copy(metadata), copy_records(content))
     context = Context(

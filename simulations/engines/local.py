@@ -9,7 +9,7 @@ import torch
 from flwr.app import Message, RecordDict, UserConfig
 
 from simulations.engines.base import SimulatedGrid
-from simulations.engines.client_call import AppFactory, call_client, load_app
+from simulations.engines.client_call import AppFactory, ClientCall, call_client, load_app
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
 
 
@@ -43,13 +43,9 @@ class LocalGrid(SimulatedGrid):
                 if deadline is not None and time.monotonic() >= deadline:
                     return
                 node_id = message.metadata.dst_node_id
-                result = call_client(
-                    self._app,
-                    message.metadata,
-                    message.content,
-                    self._states.get(node_id, RecordDict()),
-                    self._setting(),
-                )
+                state = self._states.get(node_id, RecordDict())
+                call = ClientCall(message.metadata, message.content, state)
+                result = call_client(self._app, call, self._setting())
                 if deadline is not None and time.monotonic() >= deadline:
                     return  # too late: as if the client had never answered
                 self.compute_seconds[node_id] = result.compute_seconds

@@ -14,6 +14,7 @@ from flwr.app import Error, Metadata, RecordDict
 
 from simulations.engines.client_call import (
     AppFactory,
+    ClientCall,
     ClientResult,
     Setting,
     call_client,
@@ -91,7 +92,8 @@ class ClientWorker:
         sent = time.perf_counter()
         for task in tasks:
             content = unpack_records(task.content, shared)
-            result = call_client(self._app, task.metadata, content, _read(task.state), setting)
+            call = ClientCall(task.metadata, content, _read(task.state))
+            result = call_client(self._app, call, setting)
             answers.append(_answer(task, result))
             if time.perf_counter() - sent > SEND_EVERY_SECONDS or task is tasks[-1]:
                 yield answers
