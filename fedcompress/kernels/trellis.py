@@ -31,7 +31,11 @@ _TILE = 64  # columns that are turned into lanes at once
 _METRICS = 4  # least costs of an even and an odd level of either quantizer
 _F = np.float32
 _HUGE = _F(1e30)
-_NOT_NEGATIVE = (1 << 48) - 1  # a mask that tells the compiler so: no index counts from the end
+
+# Indices into what lanes hold are unsigned, so that no one asks whether they count from the end:
+# with that question in them loops become gathers and scatters. Signed numbers may not mix in.
+_U = np.uint64
+_LANE = _U(_LANES)
 
 
 @cache
@@ -129,12 +133,12 @@ def _forced(function: Callable[..., None]) -> Callable[..., None]:
 def _metrics(
     buffer: np.ndarray,
     values: np.ndarray,
-    at: int,
+    at: np.uint64,
     table: np.ndarray,
-    entry: int,
+    entry: np.uint64,
     shrinkage: np.ndarray,
     choices: np.ndarray,
-    to: int,
+    to: np.uint64,
 ) -> None:
     """Find the best even and odd level of either quantizer for one entry in each lane.
 
@@ -144,12 +148,12 @@ def _metrics(
     """
     one, half = _F(1), _F(0.5)
     s00, s01, s10, s11 = shrinkage[0], shrinkage[1], shrinkage[2], shrinkage[3]
-    for lane in range(_LANES):
+    for lane in range(_LANE):
         t = abs(values[at + lane])
         zero = table[entry + lane]
-        first = table[entry + _LANES + lane]
-        second = table[entry + 2 * _LANES + lane]
-        slope = table[entry + 3 * _LANES + lane]
+        first = table[entry + _LANE + lane]
+        second = table[entry + _U(2 * _LANES) + lane]
+        slope = table[entry + _U(3 * _LANES) + lane]
         u = t + s01
         vertex = u * _F(0.25) - slope * _F(0.0625)
         m = max(one, np.rint(vertex))
@@ -164,11 +168,11 @@ def _metrics(
         e = t + s00 - _F(2)
         small = e * e + first
         won |= np.int32(large < small) << 1
-        buffer[_LANES + lane] = min(large, small)
-        zero = table[entry + 4 * _LANES + lane]
-        first = table[entry + 5 * _LANES + lane]
-        second = table[entry + 6 * _LANES + lane]
-        slope = table[entry + 7 * _LANES + lane]
+        buffer[_LANE + lane] = min(large, small)
+        zero = table[entry + _U(4 * _LANES) + lane]
+        first = table[entry + _U(5 * _LANES) + lane]
+        second = table[entry + _U(6 * _LANES) + lane]
+        slope = table[entry + _U(7 * _LANES) + lane]
         u = t + s11 + one
         vertex = u * _F(0.25) - slope * _F(0.0625)
         m = max(one, np.rint(vertex))
@@ -176,14 +180,14 @@ def _metrics(
         large = e * e + (second + (m - one) * (slope + slope))
         small = t * t + zero
         won |= np.int32(large < small) << 2
-        buffer[2 * _LANES + lane] = min(large, small)
+        buffer[_U(2 * _LANES) + lane] = min(large, small)
         m = max(one, np.rint(vertex - half))
         e = u - _F(4) * m - _F(2)
         large = e * e + (second + (m + m - one) * slope)
         e = t + s10 - one
         small = e * e + first
         won |= np.int32(large < small) << 3
-        buffer[3 * _LANES + lane] = min(large, small)
+        buffer[_U(3 * _LANES) + lane] = min(large, small)
         choices[to + lane] = won
 
 
@@ -196,10 +200,10 @@ def _extend(
     feedback: int,
     odd: int,
     choices: np.ndarray,
-    to: int,
+    to: np.uint64,
 ) -> None:
     """Choose the better of the two ways into each of ``count`` states, in every lane."""
-    for lane in range(_LANES):
+    for lane in range(_LANE):
         bits = np.int32(0)
         for i in range(count):
             state = first + i
@@ -208,15 +212,15 @@ def _extend(
             from_even = ((state ^ (quantizer * feedback)) >> 1) | top
             from_odd = ((state ^ (quantizer * feedback) ^ odd) >> 1) | top
             even = (
-                buffer[(_METRICS + from_even) * _LANES + lane]
-                + buffer[2 * quantizer * _LANES + lane]
+                buffer[_U((_METRICS + from_even) * _LANES) + lane]
+                + buffer[_U(2 * quantizer * _LANES) + lane]
             )
             uneven = (
-                buffer[(_METRICS + from_odd) * _LANES + lane]
-                + buffer[(2 * quantizer + 1) * _LANES + lane]
+                buffer[_U((_METRICS + from_odd) * _LANES) + lane]
+                + buffer[_U((2 * quantizer + 1) * _LANES) + lane]
             )
             bits |= np.int32(uneven < even) << np.int32(i)
-            buffer[(_METRICS + states + state) * _LANES + lane] = min(uneven, even)
+            buffer[_U((_METRICS + states + state) * _LANES) + lane] = min(uneven, even)
         choices[to + lane] = bits
 
 
@@ -226,7 +230,7 @@ def _search_of(states: int) -> Callable[..., None]:
     group = min(states, 8)  # states whose choices share a byte
     groups = states // group
     width = (1 + groups) * _LANES
-    held, longer = _METRICS * _LANES, (_METRICS + states) * _LANES
+    held, longer = _U(_METRICS * _LANES), _U((_METRICS + states) * _LANES)
 
     @kernel
     def run(
@@ -253,62 +257,65 @@ def _search_of(states: int) -> Callable[..., None]:
                     k = min(max(level + column_levels[kind], 0), costs.shape[0] - 1)
                     for i in range(COSTS):
                         table[(kind * COSTS + i) * _LANES + lane] = costs[k, i]
-            for i in range(_LANES):
+            for i in range(_LANE):
                 buffer[held + i] = _F(0)
-            for i in range(_LANES, states * _LANES):
+            for i in range(_LANE, _U(states * _LANES)):
                 buffer[held + i] = _HUGE
             for start in range(0, columns, _TILE):
                 stop = min(start + _TILE, columns)
                 for lane in range(lanes):
                     for j in range(start, stop):
                         value = min(x[row + lane, j], _F(MOST_STEPS))
-                        values[j * _LANES + lane] = max(value, -_F(MOST_STEPS))
+                        values[_U(j * _LANES + lane)] = max(value, -_F(MOST_STEPS))
                 for lane in range(lanes, _LANES):
                     for j in range(start, stop):
-                        values[j * _LANES + lane] = _F(0)
+                        values[_U(j * _LANES + lane)] = _F(0)
                 for j in range(start, stop):
-                    entry = (column_index[j] * COSTS * _LANES) & _NOT_NEGATIVE
-                    to = j * width
-                    _metrics(buffer, values, j * _LANES, table, entry, shrinkage, choices, to)
-                    to += _LANES
+                    entry = _U(column_index[j] * COSTS * _LANES)
+                    to = _U(j * width)
+                    _metrics(buffer, values, _U(j * _LANES), table, entry, shrinkage, choices, to)
+                    to += _LANE
                     _extend(buffer, 0, group, states, feedback, odd, choices, to)
                     if groups > 1:
-                        _extend(buffer, 8, 8, states, feedback, odd, choices, to + _LANES)
+                        _extend(buffer, 8, 8, states, feedback, odd, choices, to + _LANE)
                     if groups > 2:
-                        _extend(buffer, 16, 8, states, feedback, odd, choices, to + 2 * _LANES)
-                        _extend(buffer, 24, 8, states, feedback, odd, choices, to + 3 * _LANES)
-                    for i in range(states * _LANES):
+                        to += _LANE
+                        _extend(buffer, 16, 8, states, feedback, odd, choices, to + _LANE)
+                        to += _LANE
+                        _extend(buffer, 24, 8, states, feedback, odd, choices, to + _LANE)
+                    for i in range(_U(states * _LANES)):
                         buffer[held + i] = buffer[longer + i]
                 # Differences are all that counts; taken early, they stay exact in long rows.
-                for lane in range(_LANES):
+                for lane in range(_LANE):
                     least = buffer[held + lane]
                     for s in range(1, states):
-                        least = min(least, buffer[held + s * _LANES + lane])
+                        least = min(least, buffer[held + _U(s * _LANES) + lane])
                     for s in range(states):
-                        buffer[held + s * _LANES + lane] -= least
-            for lane in range(_LANES):
+                        buffer[held + _U(s * _LANES) + lane] -= least
+            for lane in range(_LANE):
                 best = 0
                 for s in range(1, states):
-                    if buffer[held + s * _LANES + lane] < buffer[held + best * _LANES + lane]:
+                    cost = buffer[held + _U(s * _LANES) + lane]
+                    if cost < buffer[held + _U(best * _LANES) + lane]:
                         best = s
                 state[lane] = best
             for tile in range((columns - 1) // _TILE, -1, -1):
                 start = tile * _TILE
                 stop = min(start + _TILE, columns)
                 for j in range(stop - 1, start - 1, -1):
-                    entry = (column_index[j] * COSTS * _LANES) & _NOT_NEGATIVE
-                    at = (j * _LANES) & _NOT_NEGATIVE
-                    to = (j * width) & _NOT_NEGATIVE
-                    for lane in range(_LANES):
+                    entry = _U(column_index[j] * COSTS * _LANES)
+                    at = _U(j * _LANES)
+                    to = _U(j * width)
+                    for lane in range(_LANE):
                         s = state[lane]
-                        bits = np.int32(choices[to + _LANES + lane])
+                        bits = np.int32(choices[to + _LANE + lane])
                         for g in range(1, groups):
-                            byte = choices[to + (1 + g) * _LANES + lane]
+                            byte = choices[to + _U((1 + g) * _LANES) + lane]
                             bits |= np.int32(byte) << np.int32(8 * g)
                         parity = (bits >> s) & 1
                         quantizer = s & 1
-                        slope = table[entry + 3 * _LANES + lane]
-                        slope1 = table[entry + 7 * _LANES + lane]
+                        slope = table[entry + _U(3 * _LANES) + lane]
+                        slope1 = table[entry + _U(7 * _LANES) + lane]
                         # The same operations as in _metrics, so that they round alike.
                         value = values[at + lane]
                         t = abs(value)
@@ -325,7 +332,7 @@ def _search_of(states: int) -> Callable[..., None]:
                         state[lane] = (before >> 1) | (quantizer * top)
                 for lane in range(lanes):
                     for j in range(start, stop):
-                        levels[row + lane, j] = np.int32(values[j * _LANES + lane])
+                        levels[row + lane, j] = np.int32(values[_U(j * _LANES + lane)])
 
     return run
 
