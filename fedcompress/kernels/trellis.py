@@ -36,6 +36,7 @@ _HUGE = _F(1e30)
 # with that question in them loops become gathers and scatters. Signed numbers may not mix in.
 _U = np.uint64
 _LANE = _U(_LANES)
+_NOT_NEGATIVE = (1 << 48) - 1  # a mask that answers that question where numbers are signed
 
 
 @cache
@@ -303,19 +304,19 @@ def _search_of(states: int) -> Callable[..., None]:
                 start = tile * _TILE
                 stop = min(start + _TILE, columns)
                 for j in range(stop - 1, start - 1, -1):
-                    entry = _U(column_index[j] * COSTS * _LANES)
-                    at = _U(j * _LANES)
-                    to = _U(j * width)
-                    for lane in range(_LANE):
+                    entry = (column_index[j] * COSTS * _LANES) & _NOT_NEGATIVE
+                    at = (j * _LANES) & _NOT_NEGATIVE
+                    to = (j * width) & _NOT_NEGATIVE
+                    for lane in range(_LANES):
                         s = state[lane]
-                        bits = np.int32(choices[to + _LANE + lane])
+                        bits = np.int32(choices[to + _LANES + lane])
                         for g in range(1, groups):
-                            byte = choices[to + _U((1 + g) * _LANES) + lane]
+                            byte = choices[to + (1 + g) * _LANES + lane]
                             bits |= np.int32(byte) << np.int32(8 * g)
-                        parity = (bits >> s) & 1
+                        parity = np.int32(bits >> (s & 31)) & 1
                         quantizer = s & 1
-                        slope = table[entry + _U(3 * _LANES) + lane]
-                        slope1 = table[entry + _U(7 * _LANES) + lane]
+                        slope = table[entry + 3 * _LANES + lane]
+                        slope1 = table[entry + 7 * _LANES + lane]
                         # The same operations as in _metrics, so that they round alike.
                         value = values[at + lane]
                         t = abs(value)
@@ -325,8 +326,8 @@ def _search_of(states: int) -> Callable[..., None]:
                             u, slope = u1, slope1
                         vertex = u * _F(0.25) - slope * _F(0.0625)
                         m = max(_F(1), np.rint(vertex - _F(parity) * _F(0.5)))
-                        won = (np.int32(choices[to + lane]) >> (2 * quantizer + parity)) & 1
-                        level = (m + m) * _F(won) + _F(parity)
+                        won = np.int32(choices[to + lane]) & (1 << (2 * quantizer + parity))
+                        level = (m + m if won != 0 else _F(0)) + _F(parity)
                         values[at + lane] = -level if value < 0 else level
                         before = s ^ (quantizer * feedback) ^ (parity * odd)
                         state[lane] = (before >> 1) | (quantizer * top)
