@@ -8,6 +8,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from fedcompress.kernels.jit import kernel
+
+_TILE = 256  # columns of a product whose sums stay in the first-level cache
+_U = np.uint64  # of indices: no one asks whether they count from the end
 _SPARE = 8  # directions beyond the rank: they make the last ones kept more accurate
 
 
@@ -83,19 +87,91 @@ def product(
     All terms are integers over one power of two, and so are all sums of them whatever their
     order, as long as they fit a mantissa. Raises `OverflowError` if they do not.
     """
-    rows, columns = len(a), len(b)
-    if a.shape[1] == 0:
-        return np.zeros((rows, columns), np.float32)
-    most = int(shifts.max())
-    weights = np.exp2(most - shifts.astype(np.float64))
-    peaks = np.abs(b).max(0).astype(np.float64) * weights
-    bound = float((np.abs(a) @ peaks).max(initial=0.0))
+    total = np.zeros((len(a), len(b)), np.float32)
+    of_rows = np.ascontiguousarray(a.T, np.float64)
+    add_product(total, of_rows, np.ascontiguousarray(b.T, np.float64), shifts, 1.0)
+    return total
+
+
+def add_product(
+    total: NDArray[np.float32],
+    a: NDArray[np.floating],
+    b: NDArray[np.floating],
+    shifts: NDArray[np.int32],
+    sign: float,
+) -> None:
+    """Add to ``total`` (R, C) the product as `product` gives it, of ``a`` (r, R) and ``b`` (r, C).
+
+    Times ``sign``, which is 1 or -1.
+    """
+    if len(shifts) == 0:
+        return
+    scaled = np.empty(a.shape)
+    bound, unit = _scaled(a, b, shifts, scaled)
     if not bound < 2.0**52:
         raise OverflowError("low-rank factors are too large for an exact product")
     exact = np.float32 if bound < 2.0**24 else np.float64
-    total = (a * weights).astype(exact) @ b.T.astype(exact)
-    total *= exact(np.exp2(-float(most)))
-    return np.asarray(total, np.float32)
+    _add(total, scaled.astype(exact), b.astype(exact, copy=False), exact(unit), np.float32(sign))
+
+
+@kernel
+def _scaled(
+    a: np.ndarray, b: np.ndarray, shifts: np.ndarray, scaled: np.ndarray
+) -> tuple[float, float]:
+    """Bring ``a`` to one power of two, and give it with a bound of all sums of products."""
+    rank, rows = a.shape
+    most = shifts[0]
+    for k in range(1, rank):
+        most = max(most, shifts[k])
+    bounds = np.zeros(rows)
+    for k in range(rank):
+        peak = 0.0
+        for j in range(b.shape[1]):
+            peak = max(peak, np.float64(abs(b[k, j])))
+        weight = 1.0 if peak > 0 else 0.0
+        for _ in range(most - shifts[k]):
+            weight *= 2.0
+        for i in range(rows):
+            scaled[k, i] = a[k, i] * weight
+            bounds[i] += abs(scaled[k, i]) * peak
+    bound = 0.0
+    for i in range(rows):
+        bound = max(bound, bounds[i])
+    unit = 1.0
+    for _ in range(abs(most)):
+        unit *= 0.5 if most > 0 else 2.0
+    return bound, unit
+
+
+@kernel
+def _add(
+    total: np.ndarray, a: np.ndarray, b: np.ndarray, unit: np.floating, sign: np.float32
+) -> None:
+    # All sums are exact, so that their order is free.
+    rank, rows = a.shape
+    columns = b.shape[1]
+    sums = np.empty(_TILE, b.dtype)
+    for start in range(0, columns, _TILE):
+        count = min(_TILE, columns - start)
+        for i in range(rows):
+            f0 = a[0, i]
+            for j in range(count):
+                sums[_U(j)] = f0 * b[_U(0), _U(start + j)]
+            whole = 1 + (rank - 1) // 4 * 4
+            for k in range(1, whole, 4):
+                f0, f1, f2, f3 = a[k, i], a[k + 1, i], a[k + 2, i], a[k + 3, i]
+                k0, k1, k2, k3 = _U(k), _U(k + 1), _U(k + 2), _U(k + 3)
+                for j in range(count):
+                    at = _U(start + j)
+                    sums[_U(j)] += (f0 * b[k0, at] + f1 * b[k1, at]) + (
+                        f2 * b[k2, at] + f3 * b[k3, at]
+                    )
+            for k in range(whole, rank):
+                f0 = a[k, i]
+                for j in range(count):
+                    sums[_U(j)] += f0 * b[_U(k), _U(start + j)]
+            for j in range(count):
+                total[_U(i), _U(start + j)] += np.float32(sums[_U(j)] * unit) * sign
 
 
 def _orthonormal(y: NDArray[np.float32]) -> NDArray[np.float32]:

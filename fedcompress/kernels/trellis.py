@@ -106,8 +106,19 @@ def search_by_kind(
 
 def reconstruct(levels: np.ndarray, shrinkage: np.ndarray, states: int) -> np.ndarray:
     """Give the entries (float32) of levels, int16 or int32, shape (rows, columns), in steps."""
-    out = np.empty(levels.shape, np.float32)
-    _reconstruct(levels, shrinkage.reshape(-1), _machine(states), out)
+    return reconstruct_rows(levels.reshape(-1), levels.shape[1], shrinkage, states).reshape(
+        levels.shape
+    )
+
+
+def reconstruct_rows(
+    levels: np.ndarray, width: int, shrinkage: np.ndarray, states: int
+) -> np.ndarray:
+    """Reconstruct as `reconstruct` does flat rows of ``width``; the last may be shorter."""
+    out = np.empty(levels.size, np.float32)
+    feedback, odd = MACHINES[states]
+    length = states.bit_length() - 1
+    _reconstruct(levels, max(width, 1), shrinkage.reshape(-1), feedback, odd, length, out)
     return out
 
 
@@ -365,20 +376,52 @@ def _quantizers(levels: np.ndarray, machine: np.ndarray, out: np.ndarray) -> Non
 
 @kernel
 def _reconstruct(
-    levels: np.ndarray, shrinkage: np.ndarray, machine: np.ndarray, out: np.ndarray
+    levels: np.ndarray,
+    width: int,
+    shrinkage: np.ndarray,
+    feedback: int,
+    odd: int,
+    length: int,
+    out: np.ndarray,
 ) -> None:
-    rows, columns = levels.shape
-    quantizers = np.empty((4, columns), np.uint8)
-    for start in range(0, rows, 4):
-        part = levels[start : start + 4]
-        _quantizers(part, machine, quantizers)
-        for row in range(part.shape[0]):
-            for column in range(columns):
-                level = np.int32(part[row, column])
-                second = quantizers[row, column] != 0
-                magnitude = abs(level)
-                one = shrinkage[2] if second else shrinkage[0]
-                more = shrinkage[3] if second else shrinkage[1]
-                steps = _F(2 * magnitude - np.int32(second)) - (more if magnitude > 1 else one)
+    """Reconstruct rows of ``width`` entries, of which the last may be shorter.
+
+    Quantizers are found for 64 entries at once. The one of an entry is the sum, exclusive or, of
+    some parities and some quantizers among the ``length`` entries before, as the masks say. So
+    quantizers are as polynomials N / (1 + G), which is N (1 + G) (1 + G²) (1 + G⁴) and so on.
+    """
+    one, more = shrinkage[0], shrinkage[1]
+    one_1, more_1 = shrinkage[2], shrinkage[3]
+    last = _U(63)
+    for begin in range(0, levels.size, width):
+        end = min(begin + width, levels.size)
+        parities, quantizers = _U(0), _U(0)
+        for start in range(begin, end, 64):
+            count = min(64, end - start)
+            before, parities_before = quantizers, parities
+            parities = _U(0)
+            for i in range(count):
+                parities |= _U(levels[_U(start + i)] & 1) << _U(i)
+            quantizers = _U(0)
+            for i in range(length):
+                tap = _U(i)
+                if odd >> (length - 1 - i) & 1:
+                    quantizers ^= (parities << tap << _U(1)) ^ (parities_before >> (last - tap))
+                if feedback >> (length - 1 - i) & 1:
+                    quantizers ^= before >> (last - tap)
+            step = 1
+            while step < 64:
+                total = quantizers
+                for i in range(length):
+                    if feedback >> (length - 1 - i) & 1 and (i + 1) * step < 64:
+                        total ^= quantizers << _U((i + 1) * step)
+                quantizers = total
+                step *= 2
+            for i in range(count):
+                level = levels[_U(start + i)]
+                second = np.int32(quantizers >> _U(i)) & np.int32(1)
+                magnitude = np.int32(abs(level))
+                small, large = (one_1, more_1) if second else (one, more)
+                steps = _F(np.int32(2 * magnitude - second)) - (large if magnitude > 1 else small)
                 steps = _F(0) if level == 0 else steps
-                out[start + row, column] = -steps if level < 0 else steps
+                out[_U(start + i)] = -steps if level < 0 else steps

@@ -49,13 +49,13 @@ class Common:
         """Components of the prediction."""
         return len(self.shifts)
 
-    def prediction(self, states: int) -> Floats32:
-        """Give the prediction (R, C), to the same bits on every machine."""
-        from fedcompress.kernels.low_rank import product
+    def add_to(self, rest: Floats32, sign: float, states: int) -> None:
+        """Add the prediction times 1 or -1 to (R, C), to the same bits on every machine."""
+        from fedcompress.kernels.low_rank import add_product
 
         a = entries_of(self.a, states).reshape(self.a.shape)
         b = entries_of(self.b, states).reshape(self.b.shape)
-        return product(a.T, b.T, self.shifts)
+        add_product(rest, a, b, self.shifts, sign)
 
 
 def analyse(
@@ -101,7 +101,7 @@ def analyse(
     common = Common(side, axes, *factors)
     if common.rank:
         try:
-            rest -= common.prediction(states)
+            common.add_to(rest, -1.0, states)
         except OverflowError:
             common = Common(side, axes, *no_factors(*rest.shape))
     return rest, common
@@ -113,7 +113,7 @@ def synthesise(
     """Undo `analyse`, to the same bits on every machine; ``rest`` is overwritten."""
     if common.rank:
         try:
-            rest += common.prediction(states)
+            common.add_to(rest, 1.0, states)
         except OverflowError as error:
             raise PayloadError(f"payload: {error}; the bytes are damaged") from error
     plain = dtype == np.float32 and _PLAIN[0] < step < _PLAIN[1]
