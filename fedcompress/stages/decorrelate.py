@@ -135,7 +135,7 @@ def no_factors(rows: int, columns: int) -> tuple[Integers, Integers, Integers]:
 
 def _predict(rest: Floats32, most: int, states: int) -> tuple[Integers, Integers, Integers]:
     """Choose a prediction."""
-    from fedcompress.kernels.low_rank import factors, scaled_factors
+    from fedcompress.kernels.low_rank import factors, levels_of_factors
     from fedcompress.kernels.rank import choose
 
     rows, columns = rest.shape
@@ -146,8 +146,8 @@ def _predict(rest: Floats32, most: int, states: int) -> tuple[Integers, Integers
     rank, noise = choose(rest, u, v)
     if rank == 0:
         return no_factors(rows, columns)
-    a, b, shifts = scaled_factors(u[:, :rank], v[:, :rank], noise * _NOISE)
     # Two steps of the trellis to a whole number of either factor, four to their product.
-    levels_a = choose_levels(2 * a.T, (rank, rows), states, _FACTOR_WEIGHT)
-    levels_b = choose_levels(2 * b.T, (rank, columns), states, _FACTOR_WEIGHT)
+    a, b, shifts = levels_of_factors(u[:, :rank], v[:, :rank], noise * _NOISE, 2.0)
+    levels_a = choose_levels(a, (rank, rows), states, _FACTOR_WEIGHT)
+    levels_b = choose_levels(b, (rank, columns), states, _FACTOR_WEIGHT)
     return levels_a, levels_b, shifts + np.int32(2)
