@@ -102,10 +102,9 @@ def _blocks(
     work = np.zeros((size + 2 * max(h, w)) * lanes, np.float32)
     for start in range(0, blocks, lanes):
         count = min(lanes, blocks - start)
-        for lane in range(count):
-            first = (start + lane) * size
-            for p in range(size):
-                work[_U(p * lanes + lane)] = x[_U(first + p)] * scale
+        for p in range(size):
+            for lane in range(count):
+                work[_U(p * lanes + lane)] = x[_U((start + lane) * size + p)] * scale
         for line in range(h + w):
             # Rows of the blocks, then columns.
             basis, plan, n, first, stride = along_w, plan_w, w, line * w, 1
@@ -115,10 +114,7 @@ def _blocks(
             if not back:
                 _butterfly(work, first, stride, last, -stride, folded, 1, second, 1, n, lanes)
             base, unit, to = (first, stride, folded) if back else (folded, 1, waves)
-            for k in range(n):
-                source, along = base + plan[5 * k] * unit, plan[5 * k + 1] * unit
-                at, step, terms = plan[5 * k + 2], plan[5 * k + 3], plan[5 * k + 4]
-                _weighted_sum(work, source, along, basis, at, step, terms, to + k, lanes)
+            _weighted_sums(work, base, unit, basis, plan, n, to, lanes)
             if back:
                 _butterfly(work, folded, 1, second, 1, first, stride, last, -stride, n, lanes)
                 continue
@@ -162,39 +158,41 @@ def _butterfly(
 
 
 @kernel
-def _weighted_sum(
+def _weighted_sums(
     work: np.ndarray,
-    first: int,
-    stride: int,
+    base: int,
+    unit: int,
     weights: np.ndarray,
-    at: int,
-    step: int,
-    count: int,
+    plan: np.ndarray,
+    n: int,
     target: int,
     lanes: int,
 ) -> None:
-    """Add up ``weights[at + i * step] * work[first + i * stride]``, four at a time."""
-    to = _U(target * lanes)
-    p0 = _U(first * lanes)
-    f0 = weights[at]
-    for lane in range(lanes):
-        work[to + _U(lane)] = f0 * work[p0 + _U(lane)]
-    whole = 1 + (count - 1) // 4 * 4
-    for i in range(1, whole, 4):
-        w0 = at + i * step
-        f0, f1 = weights[w0], weights[w0 + step]
-        f2, f3 = weights[w0 + 2 * step], weights[w0 + 3 * step]
-        p0, p1 = _U((first + i * stride) * lanes), _U((first + (i + 1) * stride) * lanes)
-        p2, p3 = _U((first + (i + 2) * stride) * lanes), _U((first + (i + 3) * stride) * lanes)
+    """Add up weighted entries as planned, four at a time."""
+    for k in range(n):
+        first, stride = base + plan[5 * k] * unit, plan[5 * k + 1] * unit
+        at, step, count = plan[5 * k + 2], plan[5 * k + 3], plan[5 * k + 4]
+        to = _U((target + k) * lanes)
+        p0 = _U(first * lanes)
+        f0 = weights[at]
         for lane in range(lanes):
-            work[to + _U(lane)] += (f0 * work[p0 + _U(lane)] + f1 * work[p1 + _U(lane)]) + (
-                f2 * work[p2 + _U(lane)] + f3 * work[p3 + _U(lane)]
-            )
-    for i in range(whole, count):
-        f0 = weights[at + i * step]
-        p0 = _U((first + i * stride) * lanes)
-        for lane in range(lanes):
-            work[to + _U(lane)] += f0 * work[p0 + _U(lane)]
+            work[to + _U(lane)] = f0 * work[p0 + _U(lane)]
+        whole = 1 + (count - 1) // 4 * 4
+        for i in range(1, whole, 4):
+            w0 = at + i * step
+            f0, f1 = weights[w0], weights[w0 + step]
+            f2, f3 = weights[w0 + 2 * step], weights[w0 + 3 * step]
+            p0, p1 = _U((first + i * stride) * lanes), _U((first + (i + 1) * stride) * lanes)
+            p2, p3 = _U((first + (i + 2) * stride) * lanes), _U((first + (i + 3) * stride) * lanes)
+            for lane in range(lanes):
+                work[to + _U(lane)] += (
+                    f0 * work[p0 + _U(lane)] + f1 * work[p1 + _U(lane)]
+                ) + (f2 * work[p2 + _U(lane)] + f3 * work[p3 + _U(lane)])
+        for i in range(whole, count):
+            f0 = weights[at + i * step]
+            p0 = _U((first + i * stride) * lanes)
+            for lane in range(lanes):
+                work[to + _U(lane)] += f0 * work[p0 + _U(lane)]
 
 
 @kernel

@@ -256,6 +256,7 @@ def _search_of(states: int) -> Callable[..., None]:
     ) -> None:
         rows, columns = x.shape
         kinds = column_levels.size
+        most = _F(MOST_STEPS)
         values = np.empty(columns * _LANES, np.float32)  # and levels in the end
         choices = np.empty(columns * width, np.uint8)
         table = np.empty(kinds * COSTS * _LANES, np.float32)
@@ -275,13 +276,15 @@ def _search_of(states: int) -> Callable[..., None]:
                 buffer[held + i] = _HUGE
             for start in range(0, columns, _TILE):
                 stop = min(start + _TILE, columns)
-                for lane in range(lanes):
+                for lane in range(0, _LANES, 4):  # four rows make a store; the last row fills up
+                    r0, r1 = _U(min(row + lane, rows - 1)), _U(min(row + lane + 1, rows - 1))
+                    r2, r3 = _U(min(row + lane + 2, rows - 1)), _U(min(row + lane + 3, rows - 1))
                     for j in range(start, stop):
-                        value = min(x[row + lane, j], _F(MOST_STEPS))
-                        values[_U(j * _LANES + lane)] = max(value, -_F(MOST_STEPS))
-                for lane in range(lanes, _LANES):
-                    for j in range(start, stop):
-                        values[_U(j * _LANES + lane)] = _F(0)
+                        column, at = _U(j), _U(j * _LANES + lane)
+                        values[at] = max(min(x[r0, column], most), -most)
+                        values[at + _U(1)] = max(min(x[r1, column], most), -most)
+                        values[at + _U(2)] = max(min(x[r2, column], most), -most)
+                        values[at + _U(3)] = max(min(x[r3, column], most), -most)
                 for j in range(start, stop):
                     entry = _U(column_index[j] * COSTS * _LANES)
                     to = _U(j * width)
@@ -344,7 +347,7 @@ def _search_of(states: int) -> Callable[..., None]:
                         state[lane] = (before >> 1) | (quantizer * top)
                 for lane in range(lanes):
                     for j in range(start, stop):
-                        levels[row + lane, j] = np.int32(values[_U(j * _LANES + lane)])
+                        levels[_U(row + lane), _U(j)] = np.int32(values[_U(j * _LANES + lane)])
 
     return run
 
