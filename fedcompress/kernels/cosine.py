@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedcompress.kernels.jit import kernel
 
 MOST = 64  # longest side of a block
-_LANES = 64  # blocks transformed at once
+_LANES, _OF_SMALL, _SMALL = 64, 128, 64  # blocks transformed at once; of so few entries
 _U = np.uint64  # of indices: no one asks whether they count from the end
 _ROOTS = np.sqrt(np.array([1 / 3, 1 / 2, 1 / 6, 2 / 3])).astype(np.float32)
 _A, _B, _C, _D = _ROOTS[0], _ROOTS[1], _ROOTS[2], _ROOTS[3]
@@ -42,7 +42,8 @@ def inverse(y: NDArray[np.float32], h: int, w: int, scale: float) -> NDArray[np.
 def _any(
     x: NDArray[np.float32], out: NDArray[np.float32], h: int, w: int, scale: float, back: bool
 ) -> None:
-    lanes = min(_LANES, (x.size // (h * w) + 7) // 8 * 8)
+    most = _OF_SMALL if h * w <= _SMALL else _LANES
+    lanes = min(most, (x.size // (h * w) + 7) // 8 * 8)
     of_h, of_w = (_basis(h), _plan(h, back), h), (_basis(w), _plan(w, back), w)
     _blocks(x.reshape(-1), out.reshape(-1), *of_h, *of_w, np.float32(scale), back, lanes)
 
@@ -185,9 +186,9 @@ def _weighted_sums(
             p0, p1 = _U((first + i * stride) * lanes), _U((first + (i + 1) * stride) * lanes)
             p2, p3 = _U((first + (i + 2) * stride) * lanes), _U((first + (i + 3) * stride) * lanes)
             for lane in range(lanes):
-                work[to + _U(lane)] += (
-                    f0 * work[p0 + _U(lane)] + f1 * work[p1 + _U(lane)]
-                ) + (f2 * work[p2 + _U(lane)] + f3 * work[p3 + _U(lane)])
+                work[to + _U(lane)] += (f0 * work[p0 + _U(lane)] + f1 * work[p1 + _U(lane)]) + (
+                    f2 * work[p2 + _U(lane)] + f3 * work[p3 + _U(lane)]
+                )
         for i in range(whole, count):
             f0 = weights[at + i * step]
             p0 = _U((first + i * stride) * lanes)
