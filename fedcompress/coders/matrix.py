@@ -253,9 +253,10 @@ def _words(model: Model, along: bool = False) -> bytes:
     encode = along_kernels.encode if along else rans.encode
     start = encode(
         model.outline.contexts,
+        model.tables.of_context.astype(np.uint8),
         model.outline.symbols,
-        frequencies[model.tables.of_context],
-        starts[model.tables.of_context],
+        frequencies,
+        starts,
         states,
         words,
     )

@@ -187,15 +187,15 @@ def frequencies_of(levels: np.ndarray, frequencies: np.ndarray, starts: np.ndarr
 def slots_of(frequencies: np.ndarray, slots: np.ndarray) -> None:
     """Lay tables out by slot: symbol, frequency − 1, place within the symbol's slots."""
     for t in range(frequencies.shape[0]):
-        slot = 0
+        slot = np.uint64(0)
         for s in range(frequencies.shape[1]):
-            f = frequencies[t, s]
+            f = np.int64(frequencies[t, s])
             if f == 0:
                 continue
-            head = (np.uint32(s) << np.uint32(24)) | (np.uint32(f - 1) << np.uint32(PRECISION))
+            head = np.uint32((s << 24) | (f - 1 << PRECISION))
             for i in range(f):
-                slots[t, slot] = head | np.uint32(i)
-                slot += 1
+                slots[t, slot + np.uint64(i)] = head | np.uint32(i)
+            slot += np.uint64(f)
 
 
 @kernel

@@ -268,7 +268,8 @@ def _write(  # type: ignore[no-untyped-def]
         starts[t, symbol[t]] = slot - (slots[t] & mask)
     ends = np.full(states.size, _LOWEST, np.uint32)
     out = np.empty(symbols.size + 1, np.uint16)
-    start = rans.encode(tables_of, symbols, frequencies, starts, ends, out)
+    every = np.arange(256, dtype=np.uint8)
+    start = rans.encode(tables_of, every, symbols, frequencies, starts, ends, out)
     source.note_words(ends, out[start:])
     states[:] = _LOWEST
     return int(words.size - 4)
