@@ -39,15 +39,18 @@ def put(
     counts: np.ndarray,
     values: np.ndarray,
     contexts: np.ndarray,
+    size: int,
 ) -> int:
-    """Code ``values[i]`` in context ``contexts[i]``; stops early where ``out`` may be too small.
+    """Code ``values[i]`` in context ``contexts[i]`` for the first ``size`` of them.
+
+    Stops early where ``out`` may be too small.
 
     Returns how many were coded.
     """
     width, low = registers[0], registers[1]
     cache, pending, position = registers[2], registers[3], registers[4]
-    done = values.size
-    for i in range(values.size):
+    done = size
+    for i in range(size):
         if position + pending + 160 > out.size:
             done = i
             break

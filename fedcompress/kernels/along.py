@@ -16,7 +16,6 @@ from fedcompress.kernels.rans import (
     _SIXTEEN,
     _WHOLE,
     _WORD,
-    codes_of,
 )
 
 UNIT = 32  # weights are in 1/32
@@ -105,16 +104,13 @@ def encode(
     contexts: np.ndarray,
     table_of: np.ndarray,
     symbols: np.ndarray,
-    frequencies: np.ndarray,
-    starts: np.ndarray,
+    codes: np.ndarray,
+    reciprocals: np.ndarray,
     states: np.ndarray,
     words: np.ndarray,
 ) -> int:
     """Code rows of symbols as `rans.encode` does, but four columns in step."""
     rows, columns = symbols.shape
-    codes = np.empty(256 * frequencies.shape[0], np.uint32)
-    reciprocals = np.empty(256 * frequencies.shape[0], np.uint64)
-    codes_of(frequencies, starts, codes, reciprocals)
     position = words.size
     whole = columns // 4 * 4
     x = np.empty(4, np.uint64)

@@ -46,8 +46,8 @@ def encode(
     contexts: np.ndarray,
     table_of: np.ndarray,
     symbols: np.ndarray,
-    frequencies: np.ndarray,
-    starts: np.ndarray,
+    codes: np.ndarray,
+    reciprocals: np.ndarray,
     states: np.ndarray,
     words: np.ndarray,
 ) -> int:
@@ -59,8 +59,8 @@ def encode(
         uint8, shape (rows, columns): context and symbol of each entry.
     table_of : ndarray
         uint8: the table of each context.
-    frequencies, starts : ndarray
-        uint32, shape (tables, alphabet).
+    codes, reciprocals : ndarray
+        As `codes_of` lays them out.
     states : ndarray
         uint32, shape (lanes,), 1 or 4 lanes; changed in place.
 
@@ -70,9 +70,6 @@ def encode(
         Where in ``words`` the code begins.
     """
     rows, columns = symbols.shape
-    codes = np.empty(256 * frequencies.shape[0], np.uint32)
-    reciprocals = np.empty(256 * frequencies.shape[0], np.uint64)
-    codes_of(frequencies, starts, codes, reciprocals)
     position = words.size
     grouped = rows // 4 * 4 if states.size == 4 else 0
     x = np.uint64(states[0])
