@@ -18,6 +18,7 @@ from fedcompress.kernels.rans import (
     _WORD,
 )
 
+_ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 UNIT = 32  # weights are in 1/32
 _LOWEST = 1 << 16
 
@@ -135,19 +136,19 @@ def encode(
                     y + ((y * reciprocals[i]) >> _RECIPROCAL) * (_WHOLE - f) + (codes[i] & _MASK)
                 )
             x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
-        for column in range(whole - 4, -1, -4):
-            i3 = (np.uint64(table_of[contexts[row, column + 3]]) << _ROW) | np.uint64(
-                symbols[row, column + 3]
+        r = np.uint64(row)
+        for group in range(whole // 4 - 1, -1, -1):
+            column = np.uint64(4 * group)
+            i3 = (np.uint64(table_of[contexts[r, column + _THREE]]) << _ROW) | np.uint64(
+                symbols[r, column + _THREE]
             )
-            i2 = (np.uint64(table_of[contexts[row, column + 2]]) << _ROW) | np.uint64(
-                symbols[row, column + 2]
+            i2 = (np.uint64(table_of[contexts[r, column + _TWO]]) << _ROW) | np.uint64(
+                symbols[r, column + _TWO]
             )
-            i1 = (np.uint64(table_of[contexts[row, column + 1]]) << _ROW) | np.uint64(
-                symbols[row, column + 1]
+            i1 = (np.uint64(table_of[contexts[r, column + _ONE]]) << _ROW) | np.uint64(
+                symbols[r, column + _ONE]
             )
-            i0 = (np.uint64(table_of[contexts[row, column]]) << _ROW) | np.uint64(
-                symbols[row, column]
-            )
+            i0 = (np.uint64(table_of[contexts[r, column]]) << _ROW) | np.uint64(symbols[r, column])
             f3 = np.uint64(codes[i3]) >> _BITS
             f2 = np.uint64(codes[i2]) >> _BITS
             f1 = np.uint64(codes[i1]) >> _BITS

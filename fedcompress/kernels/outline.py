@@ -11,7 +11,6 @@ from fedcompress.kernels.jit import kernel
 
 MOST_LEVEL = 50
 MOST_HALF = 120
-LOGARITHMS = 1024
 HALF, SENT, BEYOND = 0, 1, 2  # what `outline` finds, in an array of int64
 _BITS_A_LEVEL = 2.0
 _BITS_A_SYMBOL = 3.0  # that a class has to learn, or a table to tell
@@ -20,15 +19,11 @@ _ONE = np.uint32(1)
 
 
 @kernel
-def n_log_n(logarithms: np.ndarray, n: int) -> float:
-    """Give n · log2 n, which ``logarithms`` (float64, from zero) keeps for small n."""
-    if n >= LOGARITHMS:
-        return n * np.log2(n)
-    found = logarithms[n]
-    if found == 0.0 and n > 1:
-        found = n * np.log2(n)
-        logarithms[n] = found
-    return found
+def terms_of(bits_a_symbol: float, terms: np.ndarray) -> None:
+    """Give what a symbol seen n times adds to the bits of a histogram, for small n."""
+    for n in range(1, terms.size):
+        terms[n] = bits_a_symbol - n * np.log2(n)
+    terms[0] = 0.0
 
 
 @kernel
@@ -89,7 +84,8 @@ def _axes(
     for k in range(CLASSES):
         for s in range(alphabet):
             counts[0, one, s] += counts[1, k, s]
-    logarithms = np.zeros(LOGARITHMS, np.float64)
+    terms = np.empty(min(512, rows * columns // 4 + 1), np.float64)
+    terms_of(_BITS_A_SYMBOL, terms)
     chosen = 0
     least = 0.0
     for sent in range(4):
@@ -101,8 +97,10 @@ def _axes(
             if total > 0:
                 for s in range(alphabet):
                     n = np.int64(counts[sent, k, s])
-                    if n > 0:
-                        bits += _BITS_A_SYMBOL - n_log_n(logarithms, n)
+                    if n < terms.size:
+                        bits += terms[np.uint64(n)]
+                    else:
+                        bits += _BITS_A_SYMBOL - n * np.log2(n)
                 bits += total * np.log2(total)
         bits += _BITS_A_LEVEL * (rows * (sent & 1) + columns * (sent >> 1))
         if sent == 0 or bits < least:

@@ -74,10 +74,10 @@ def encode(
     grouped = rows // 4 * 4 if states.size == 4 else 0
     x = np.uint64(states[0])
     for row in range(rows - 1, grouped - 1, -1):
-        for column in range(columns - 1, -1, -1):
-            i = (np.uint64(table_of[contexts[row, column]]) << _ROW) | np.uint64(
-                symbols[row, column]
-            )
+        r0 = np.uint64(row)
+        for last in range(columns - 1, -1, -1):
+            column = np.uint64(last)
+            i = (np.uint64(table_of[contexts[r0, column]]) << _ROW) | np.uint64(symbols[r0, column])
             f = np.uint64(codes[i]) >> _BITS
             if x >= f << _ROOM:
                 position -= 1
@@ -90,18 +90,21 @@ def encode(
     x0, x1 = np.uint64(states[0]), np.uint64(states[1])
     x2, x3 = np.uint64(states[2]), np.uint64(states[3])
     for row in range(grouped - 4, -1, -4):
-        for column in range(columns - 1, -1, -1):
-            i3 = (np.uint64(table_of[contexts[row + 3, column]]) << _ROW) | np.uint64(
-                symbols[row + 3, column]
+        r0, r1 = np.uint64(row), np.uint64(row + 1)
+        r2, r3 = np.uint64(row + 2), np.uint64(row + 3)
+        for last in range(columns - 1, -1, -1):
+            column = np.uint64(last)
+            i3 = (np.uint64(table_of[contexts[r3, column]]) << _ROW) | np.uint64(
+                symbols[r3, column]
             )
-            i2 = (np.uint64(table_of[contexts[row + 2, column]]) << _ROW) | np.uint64(
-                symbols[row + 2, column]
+            i2 = (np.uint64(table_of[contexts[r2, column]]) << _ROW) | np.uint64(
+                symbols[r2, column]
             )
-            i1 = (np.uint64(table_of[contexts[row + 1, column]]) << _ROW) | np.uint64(
-                symbols[row + 1, column]
+            i1 = (np.uint64(table_of[contexts[r1, column]]) << _ROW) | np.uint64(
+                symbols[r1, column]
             )
-            i0 = (np.uint64(table_of[contexts[row, column]]) << _ROW) | np.uint64(
-                symbols[row, column]
+            i0 = (np.uint64(table_of[contexts[r0, column]]) << _ROW) | np.uint64(
+                symbols[r0, column]
             )
             f3 = np.uint64(codes[i3]) >> _BITS
             f2 = np.uint64(codes[i2]) >> _BITS

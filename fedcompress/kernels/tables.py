@@ -4,11 +4,12 @@ import numpy as np
 
 from fedcompress.kernels.classes import FIRST
 from fedcompress.kernels.jit import kernel
-from fedcompress.kernels.outline import LOGARITHMS, n_log_n
+from fedcompress.kernels.outline import terms_of
 from fedcompress.kernels.rans import PRECISION, TOTAL, codes_of
 
 MOST = 32  # tables
 _BITS_A_SYMBOL, _BITS_A_TABLE = 2.5, 10.0  # about what a table costs, for choosing how many
+_TERMS = 512
 _SAME, _NEW, _OTHER = 0, 1, 2  # how a context's table is said
 ABSENT = 63  # level of a symbol that a table does not hold
 # Level l stands for the weight 2**(-l / 4), in integers: a payload must not hang on how a machine
@@ -18,17 +19,20 @@ WEIGHTS = np.array([int(_QUARTERS[i % 4]) >> (i // 4) for i in range(ABSENT)] + 
 
 
 @kernel
-def _cost(counts: np.ndarray, a: int, b: int, logarithms: np.ndarray) -> float:
+def _cost(counts: np.ndarray, a: int, b: int, terms: np.ndarray) -> float:
     """Estimate the bits of rows ``a`` and ``b`` together, or of ``a`` alone if they are one."""
     total = 0
     bits = 0.0
-    for s in range(counts.shape[1]):
-        n = counts[a, s]
-        if a != b:
-            n += counts[b, s]
-        if n > 0:
+    if a != b:
+        for s in range(counts.shape[1]):
+            n = counts[a, s] + counts[b, s]
             total += n
-            bits += _BITS_A_SYMBOL - n_log_n(logarithms, n)
+            bits += terms[np.uint64(n)] if n < terms.size else _BITS_A_SYMBOL - n * np.log2(n)
+    else:
+        for s in range(counts.shape[1]):
+            n = counts[a, s]
+            total += n
+            bits += terms[np.uint64(n)] if n < terms.size else _BITS_A_SYMBOL - n * np.log2(n)
     return _BITS_A_TABLE + bits + total * np.log2(total) if total > 0 else 0.0
 
 
@@ -39,11 +43,11 @@ def _merge(
     owner: np.ndarray,
     a: int,
     b: int,
-    logarithms: np.ndarray,
+    terms: np.ndarray,
 ) -> None:
     for s in range(counts.shape[1]):
         counts[a, s] += counts[b, s]
-    costs[a] = _cost(counts, a, a, logarithms)
+    costs[a] = _cost(counts, a, a, terms)
     for i in range(owner.size):
         if owner[i] == b:
             owner[i] = a
@@ -51,7 +55,12 @@ def _merge(
 
 @kernel
 def _join(
-    counts: np.ndarray, size: int, group_of: np.ndarray, groups: int, owner: np.ndarray
+    counts: np.ndarray,
+    size: int,
+    group_of: np.ndarray,
+    groups: int,
+    terms: np.ndarray,
+    owner: np.ndarray,
 ) -> float:
     """Join the first ``size`` histograms while that saves bits, and down to `MOST`.
 
@@ -63,6 +72,8 @@ def _join(
         int64, shape (histograms, symbols); changed in place.
     group_of : ndarray
         int64: of each histogram.
+    terms : ndarray
+        As `terms_of` gives them.
     owner : ndarray
         int64: filled with the histogram whose row now holds the sum.
 
@@ -71,10 +82,9 @@ def _join(
     float
         Bits of all symbols and tables.
     """
-    logarithms = np.zeros(LOGARITHMS, np.float64)
     costs = np.empty(size)
     for i in range(size):
-        costs[i] = _cost(counts, i, i, logarithms)
+        costs[i] = _cost(counts, i, i, terms)
         owner[i] = i
     live = np.empty(size, np.int64)
     gains = np.empty(size)
@@ -90,14 +100,14 @@ def _join(
         while left - first > 1:
             for n in range(max(fresh, first), min(stale, left - 1)):
                 a, b = live[n], live[n + 1]
-                gains[n] = costs[a] + costs[b] - _cost(counts, a, b, logarithms)
+                gains[n] = costs[a] + costs[b] - _cost(counts, a, b, terms)
             best = first
             for n in range(first, left - 1):
                 if gains[n] > gains[best]:
                     best = n
             if gains[best] <= 0:
                 break
-            _merge(counts, costs, owner, live[best], live[best + 1], logarithms)
+            _merge(counts, costs, owner, live[best], live[best + 1], terms)
             left -= 1
             for n in range(best + 1, left):
                 live[n] = live[n + 1]
@@ -112,7 +122,7 @@ def _join(
             for j in range(i + 1, left):
                 if not gone[i] and not gone[j] and a in (-1, i, j):
                     x, y = live[i], live[j]
-                    any_two[i, j] = costs[x] + costs[y] - _cost(counts, x, y, logarithms)
+                    any_two[i, j] = costs[x] + costs[y] - _cost(counts, x, y, terms)
         best_gain, a, b = -np.inf, 0, 0
         for i in range(left):
             if not gone[i]:
@@ -121,7 +131,7 @@ def _join(
                         best_gain, a, b = any_two[i, j], i, j
         if best_gain <= 0 and remaining <= MOST:
             break
-        _merge(counts, costs, owner, live[a], live[b], logarithms)
+        _merge(counts, costs, owner, live[a], live[b], terms)
         gone[b] = True
         remaining -= 1
     total = 0.0
@@ -189,7 +199,9 @@ def fit(
         for s in range(width):
             joined[i, s] = counts[0, context_of[i], symbol_of[s]]
             flat[group_of[i], s] += joined[i, s]
-    bits[0] = _join(joined, size, group_of, groups, owner) + more_bits
+    terms = np.empty(_TERMS, np.float64)
+    terms_of(_BITS_A_SYMBOL, terms)
+    bits[0] = _join(joined, size, group_of, groups, terms, owner) + more_bits
     bits[1] = 0
     if by_level:
         # All in one class: a histogram for each group that has symbols.
@@ -204,7 +216,7 @@ def fit(
             if total > 0:
                 alone[n], group[n] = first + g, g
                 n += 1
-        without = _join(flat, n, group, groups, mine) + far_bits
+        without = _join(flat, n, group, groups, terms, mine) + far_bits
         if without < bits[0]:
             bits[0], bits[1] = without, 1
             joined, owner, context_of, size = flat, mine, alone, n
