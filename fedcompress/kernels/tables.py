@@ -201,25 +201,28 @@ def fit(
             flat[group_of[i], s] += joined[i, s]
     terms = np.empty(_TERMS, np.float64)
     terms_of(_BITS_A_SYMBOL, terms)
-    bits[0] = _join(joined, size, group_of, groups, terms, owner) + more_bits
-    bits[1] = 0
-    if by_level:
-        # All in one class: a histogram for each group that has symbols.
-        alone, first = np.empty(groups, np.int64), (1 - FIRST) * groups
-        group, mine = np.empty(groups, np.int64), np.empty(groups, np.int64)
-        n = 0
-        for g in range(groups):
-            total = 0
-            for s in range(width):
-                flat[n, s] = flat[g, s]
-                total += flat[g, s]
-            if total > 0:
-                alone[n], group[n] = first + g, g
-                n += 1
-        without = _join(flat, n, group, groups, terms, mine) + far_bits
-        if without < bits[0]:
-            bits[0], bits[1] = without, 1
-            joined, owner, context_of, size = flat, mine, alone, n
+    first = (1 - FIRST) * groups
+    trial, trial_contexts, trial_groups = joined, context_of, group_of
+    trial_owner, trial_size = owner, size
+    for flat_levels in range(2 if by_level else 1):
+        if flat_levels:
+            # All in one class: a histogram for each group that has symbols.
+            trial, trial_owner = flat, np.empty(groups, np.int64)
+            trial_contexts, trial_groups = np.empty(groups, np.int64), np.empty(groups, np.int64)
+            trial_size = 0
+            for g in range(groups):
+                total = 0
+                for s in range(width):
+                    flat[trial_size, s] = flat[g, s]
+                    total += flat[g, s]
+                if total > 0:
+                    trial_contexts[trial_size], trial_groups[trial_size] = first + g, g
+                    trial_size += 1
+        cost = _join(trial, trial_size, trial_groups, groups, terms, trial_owner)
+        cost += far_bits if flat_levels else more_bits
+        if flat_levels == 0 or cost < bits[0]:
+            bits[0], bits[1] = cost, flat_levels
+            joined, owner, context_of, size = trial, trial_owner, trial_contexts, trial_size
     for i in range(contexts):
         said[i] = -1
         table_of[i] = 0
