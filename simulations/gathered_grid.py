@@ -5,9 +5,11 @@ Flower's older server (`ServerApp(server_fn=…)`) sends one message from each o
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import final
 
@@ -21,6 +23,9 @@ GATHER_SECONDS = 0.002
 """How long the first thread waits for others of its pool to send, too."""
 MOST_LOOKS = 8
 LOOKING_SECONDS = 5.0
+SILENT_SECONDS = 20.0
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -48,40 +53,40 @@ class GatheredGrid(GridAround):
         self._queue = threading.Lock()
         self._waiting: list[_Request] = []
         self._looks: list[float] = []
+        self._idle_since = time.monotonic()
+        self._warned = False
         self.refusal: ConfigError | None = None
 
     def get_node_ids(self) -> Sequence[int]:
         node_ids = list(self.grid.get_node_ids())
-        if threading.current_thread() is self._main:
-            self._looks.append(time.monotonic())
-            if (
-                len(self._looks) >= MOST_LOOKS
-                and self._looks[-1] - self._looks[0] >= LOOKING_SECONDS
-            ):
-                self.refusal = ConfigError(
-                    f"--clients: the ServerApp waits for more clients than the {len(node_ids)} "
-                    "that there are; raise --clients, or lower what it waits for"
-                )
-                raise self.refusal
+        now = time.monotonic()
+        if threading.current_thread() is not self._main:
+            self._warn_of_silence(now, len(node_ids))
+            return node_ids
+        self._looks.append(now)
+        if len(self._looks) >= MOST_LOOKS and now - self._looks[0] >= LOOKING_SECONDS:
+            self.refusal = ConfigError(
+                f"--clients: the ServerApp waits for more clients than the {len(node_ids)} that "
+                "there are; raise --clients, or lower what it waits for"
+            )
+            raise self.refusal
         return node_ids
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        self._looks.clear()
-        with self._turn:
+        with self._exchange():
             return list(self.grid.push_messages(messages))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        with self._turn:
+        with self._exchange():
             return list(self.grid.pull_messages(message_ids))
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        self._looks.clear()
         request = _Request(list(messages), timeout)
         with self._queue:
             self._waiting.append(request)
-        with self._turn:
+        with self._exchange():
             if not request.served:
                 if threading.current_thread() is not self._main:
                     time.sleep(GATHER_SECONDS)
@@ -89,6 +94,27 @@ class GatheredGrid(GridAround):
         if request.error is not None:
             raise request.error
         return request.replies
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Let one thread at a time through, and note that something goes on."""
+        with self._turn:
+            self._looks.clear()
+            try:
+                yield
+            finally:
+                self._idle_since = time.monotonic()
+
+    def _warn_of_silence(self, now: float, clients: int) -> None:
+        """Say so once where the older server, which waits without a word, seems to wait."""
+        if self._warned or self._turn.locked() or now - self._idle_since < SILENT_SECONDS:
+            return
+        self._warned = True
+        logger.warning(
+            "no message for %.0f s: if the ServerApp waits for more clients than the %d that "
+            "there are, raise --clients",
+            *(now - self._idle_since, clients),
+        )
 
     def _serve(self, timeout: float | None) -> None:
         """Send all that wait for their turn and for as long as this thread does."""

@@ -66,7 +66,8 @@ def simulate_command(
 
     def say_start(grid: SimulatedGrid) -> None:
         workers = f" on {grid.num_workers} Ray workers" if isinstance(grid, RayGrid) else ""
-        _say(console, f"{app.name}: {options.clients:,} clients{workers}")
+        clients = f"{options.clients:,} client{'s' if options.clients > 1 else ''}"
+        _say(console, f"{app.name}: {clients}{workers}")
         _say(console, f"uplink {uplink or _dense(downlink)}, downlink {downlink or 'dense'}")
 
     def show(simulated: Simulated) -> None:
@@ -101,10 +102,10 @@ def _say(console: Console, text: str) -> None:
 
 
 def _show(simulated: Simulated, options: SimulateOptions, console: Console) -> None:
-    """Print the table of rounds; nothing where none was begun."""
-    if not simulated.rounds:
-        return
+    """Print the table of rounds; nothing where no client answered."""
     total = simulated.total
+    if not total.replies:
+        return
     compared = options.compresses and simulated.dense_known
     scale, unit = next(
         (pair for pair in UNITS if max(total.uplink_bytes, total.downlink_bytes) >= pair[0]),
