@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,8 @@ def test_flowers_own_simulation_gives_the_same(run: Run, app: Path, tmp_path: Pa
 
     @held.main()
     def start(grid: Any, context: Context) -> None:
+        while len(list(grid.get_node_ids())) < 5:  # Flower's come one by one
+            time.sleep(0.1)
         server(grid, Context(1, 0, {}, RecordDict(), dict(settings.run_config)))
 
     inside = ClientLoader(settings.folder, settings.clientapp, compressed=False)
