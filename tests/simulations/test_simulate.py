@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fedcompress.errors import ConfigError
 from simulations.cli import main
 from simulations.compressed_grid import CompressedGrid
 from simulations.engines import LocalGrid
+from simulations.engines.ray_session import open_session
 from simulations.flower_app import ClientLoader, read_flower_app
 from simulations.gathered_grid import GatheredGrid
 from simulations.recorded_grid import RecordedGrid
@@ -249,7 +250,18 @@ def test_uncompressed_app_gives_what_it_gives_elsewhere(run: Run, app: Path) -> 
     assert total["downlink_bytes"] == total["dense_downlink_bytes"] > 3 * 5 * 1600
 
 
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """Ray in this process, started once."""
+    import ray
+
+    open_session(None, needed_cpus=2)
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("uplink", [None, "error_feedback(top_k(0.1) | quantize(4) | entropy())"])
 def test_engines_agree(run: Run, app: Path, uplink: str | None) -> None:
     options = [] if uplink is None else ["--uplink", uplink]
@@ -266,6 +278,16 @@ def test_engines_agree(run: Run, app: Path, uplink: str | None) -> None:
     assert there is not None
     for key in ("uplink_bytes", "downlink_bytes", "dense_uplink_bytes"):
         assert here["total"][key] == there["total"][key]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_client_app_that_no_worker_can_load(run: Run, app: Path) -> None:
+    file = app / "pyproject.toml"
+    file.write_text(file.read_text().replace(".client_app:app", ".clientapp:app"))
+    status, _, errors, _, _ = run(app, "--workers", 1, engine="ray")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "no worker could start: clientapp: cannot load" in errors
 
 
 @pytest.mark.flower
@@ -440,6 +462,31 @@ def test_loop_written_by_hand(kind: str, pulled: bool, downlink: str | None) -> 
     assert all((row.dense_uplink_bytes > 2 * row.uplink_bytes) == trained for row in rounds)
     if downlink and trained:
         assert all(row.dense_downlink_bytes > row.downlink_bytes for row in rounds[1:])
+
+
+def test_late_answers_do_not_mislead_the_downlink(caplog: pytest.LogCaptureFixture) -> None:
+    grid = CompressedGrid(
+        LocalGrid(hand_client, 2),
+        "quantize(8) | entropy()",
+        "error_feedback(quantize(8) | entropy())",
+    )
+
+    def send(node_id: int, number: int) -> list[str]:
+        weight = np.linspace(0, 1, 3000, dtype=np.float32) * number
+        told = ConfigRecord({"lr": 0.5})
+        content = RecordDict({"model": ArrayRecord({"weight": _array(weight)}), "told": told})
+        return list(grid.push_messages([Message(content, node_id, "train")]))
+
+    first = send(1, 1)
+    second = send(2, 2)  # the broadcast goes on before the first client has answered
+    replies = [*grid.pull_messages(second), *grid.pull_messages(first)]
+    replies += grid.pull_messages(send(1, 3))
+    assert not any(reply.has_error() for reply in replies)
+    for reply, number in zip(replies, (2, 1, 3), strict=True):
+        wanted = 2 * number * np.linspace(0, 1, 3000, dtype=np.float32)
+        got = reply.content["mine"]["weight"].numpy()
+        np.testing.assert_allclose(got, wanted, atol=0.05 * number)
+    assert caplog.text == ""
 
 
 def test_what_is_no_model_passes_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
