@@ -18,6 +18,7 @@ from simulations.engines.flower_internals import (
     Run,
     assume_server_identity,
     empty_run,
+    sample_without_copies,
     set_message_id,
 )
 
@@ -50,6 +51,7 @@ class SimulatedGrid(Grid, ABC):
         self._failures_logged = 0
         self.compute_seconds: dict[int, float] = {}
         self.unanswered: list[int] = []
+        sample_without_copies()
         assume_server_identity(RUN_ID)
 
     # ------------------------------------------------------------------ what an engine provides
@@ -100,7 +102,7 @@ class SimulatedGrid(Grid, ABC):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Sequence[int]:
-        """Return the ids of all clients, 1 to `num_clients`."""
+        """Return the ids of all clients, 1 to `num_clients`, as a `range`."""
         return range(1, self._num_clients + 1)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:

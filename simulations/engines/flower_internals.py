@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,8 @@ from flwr.common.config import (
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import fedavg, strategy_utils
 from flwr.supercore.constant import DEFAULT_SIMULATION_CONFIG
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
@@ -65,6 +68,7 @@ __all__ = [
     "no_object_id_recompute",
     "records_from_bytes",
     "records_to_bytes",
+    "sample_without_copies",
     "set_message_id",
     "transport_bytes",
 ]
@@ -94,6 +98,29 @@ def build_message(
 def set_message_id(message: Message, message_id: str) -> None:
     """Name a message, as Flower's own grids do when they push it."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def sample_without_copies() -> None:
+    """Let Flower's strategies draw from the ids of a grid of ours without listing all of them.
+
+    They copy what `get_node_ids` gives twice a round, which takes 35 ms for a million clients.
+    A `range` is left as it is, with the same draws; other grids' ids are treated as ever.
+    """
+    for name, replacement in (("list", _unless_a_range), ("sample_nodes", _sample_nodes)):
+        setattr(fedavg, name, replacement)
+
+
+def _unless_a_range(values: Iterable[T] = ()) -> Sequence[T] | range:
+    return values if isinstance(values, range) else list(values)
+
+
+def _sample_nodes(
+    grid: Grid, min_available_nodes: int, sample_size: int
+) -> tuple[list[int], Sequence[int]]:
+    ids = grid.get_node_ids()
+    if isinstance(ids, range) and len(ids) >= max(min_available_nodes, sample_size):
+        return random.sample(ids, sample_size), ids
+    return strategy_utils.sample_nodes(grid, min_available_nodes, sample_size)
 
 
 def copy_records(records: RecordDict) -> RecordDict:
