@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -10,9 +10,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import Tensor
 
 from fedcompress import protocol
+from fedcompress.aggregation import Node
 from fedcompress.compressor import Compressor, Part, memory_of
-from fedcompress.errors import PayloadError
+from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.memories import Memories
+from fedcompress.partial import PartialSum, SummedReply, is_hollow
 from fedcompress.traffic import ClientTraffic
 from fedcompress.wire import payload_checksum
 
@@ -62,19 +64,8 @@ class Expected:
 
 def most_common_metrics(replies: Iterable[Message]) -> frozenset[str]:
     """Give the metric keys that most of the replies hold."""
-    counts = Counter(_metric_keys(reply) for reply in replies if reply.has_content())
+    counts = Counter(metric_keys(reply) for reply in replies if reply.has_content())
     return counts.most_common(1)[0][0] if counts else frozenset()
-
-
-def largest_weight(replies: Iterable[Message], key: str) -> float:
-    """Give the largest usable weight among replies, 1 where there is none above 0."""
-    weights = [
-        float(weight)
-        for reply in replies
-        for metrics in reply.content.metric_records.values()
-        if isinstance(weight := metrics.get(key, 1.0), int | float) and 0 < weight < math.inf
-    ]
-    return max(weights, default=1.0)
 
 
 def read_reply(reply: Message, expected: Expected) -> Answer:
@@ -87,10 +78,9 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
         verify, other metrics than the other clients', or numbers or a weight that are not finite.
     """
     node_id = reply.metadata.src_node_id
-    if node_id not in expected.sent:
-        raise PayloadError(f"reply of node {node_id}: it was not asked in this round")
+    check_asked(node_id, expected)
     _, record = protocol.single_array_record(reply.content, "reply")
-    weight = _read_weight(reply, expected)
+    weight = read_weight(reply, expected)
     compressor = expected.sent[node_id]
     if compressor is None:
         return _read_dense(reply, record, expected.reference, weight)
@@ -119,6 +109,67 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
         encode_seconds=float(cast(float, seconds)) if said else None,
     )
     return Answer(reply, parts, weight, traffic, memory_of(parts) if compressor.recalls else {})
+
+
+def usable_sums(
+    sums: Sequence[PartialSum], replies: Sequence[Message], expected: Expected
+) -> tuple[dict[str, SummedReply], list[Node]]:
+    """Choose the partial sums that hold what reading these replies one by one would sum.
+
+    Returns
+    -------
+    rows : dict of str to SummedReply
+        Accounts of the replies that are summed, by the id of the message that they answer.
+    nodes : list of Node
+        Branches of the tree of sums.
+
+    Raises
+    ------
+    ConfigError
+        If replies were lost or changed since the engine summed them, and their arrays are gone.
+    """
+    rows: dict[str, SummedReply] = {}
+    nodes: list[Node] = []
+    if not sums:
+        return rows, nodes
+    by_node: dict[int, list[Message]] = {}
+    for reply in replies:
+        by_node.setdefault(reply.metadata.src_node_id, []).append(reply)
+    for partial in sums:
+        if partial.metrics != expected.metrics:
+            continue  # none of these replies will be used
+        got = [(by_node.get(row.traffic.node_id, []), row) for row in partial.rows]
+        if all(_is_as_summed(given, row, expected) for given, row in got):
+            rows.update((row.reply_to, row) for row in partial.rows)
+            nodes += partial.nodes
+        elif any(is_hollow(reply) for given, _ in got for reply in given):
+            raise ConfigError(
+                "Compressed: replies were lost or changed on their way from the grid, which has "
+                "summed their updates already; pass on what its send_and_receive returns"
+            )
+    return rows, nodes
+
+
+def _is_as_summed(replies: Sequence[Message], row: SummedReply, expected: Expected) -> bool:
+    """Whether a node's replies, mostly one, are the one that was summed."""
+    return bool(replies) and all(
+        reply.metadata.reply_to_message_id == row.reply_to
+        and metric_keys(reply) == expected.metrics
+        and _said_weight(reply, expected.weight_key) == row.weight
+        and (is_hollow(reply) or _checksum(reply) == row.traffic.uplink_checksum)
+        for reply in replies
+    )
+
+
+def _checksum(reply: Message) -> str:
+    records = reply.content.array_records.values()
+    return "".join(payload_checksum(x.data) for record in records for x in record.values())
+
+
+def check_asked(node_id: int, expected: Expected) -> None:
+    """Raise `PayloadError` where a node was not sent a message in this round."""
+    if node_id not in expected.sent:
+        raise PayloadError(f"reply of node {node_id}: it was not asked in this round")
 
 
 def _read_dense(
@@ -152,23 +203,28 @@ def is_dense(reply: Message) -> bool:
     return any(array.stype != protocol.STYPE for record in records for array in record.values())
 
 
-def _metric_keys(reply: Message) -> frozenset[str]:
+def metric_keys(reply: Message) -> frozenset[str]:
+    """Give the keys of all metrics of a reply."""
     return frozenset(key for metrics in reply.content.metric_records.values() for key in metrics)
 
 
-def _read_weight(reply: Message, expected: Expected) -> float:
-    keys = _metric_keys(reply)
+def read_weight(reply: Message, expected: Expected) -> float:
+    """Read a client's weight; `PayloadError` where it is none, or the metrics are not as expected."""
+    keys = metric_keys(reply)
     if keys != expected.metrics:
         raise PayloadError(
             f"reply: holds the metrics {sorted(keys)}, most clients sent "
             f"{sorted(expected.metrics)}; a strategy can average only what all have"
         )
-    for metrics in reply.content.metric_records.values():
-        weight = metrics.get(expected.weight_key, 1.0)
-        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise PayloadError(
-                f"metric {expected.weight_key!r} is {weight!r}; a weight is one number, finite and "
-                "not below 0"
-            )
-        return float(weight)
-    return 1.0
+    weight = _said_weight(reply, expected.weight_key)
+    if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise PayloadError(
+            f"metric {expected.weight_key!r} is {weight!r}; a weight is one number, finite and "
+            "not below 0"
+        )
+    return float(weight)
+
+
+def _said_weight(reply: Message, key: str) -> object:
+    metrics = next(iter(reply.content.metric_records.values()), None)
+    return 1.0 if metrics is None else metrics.get(key, 1.0)

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import FedAvg, FedXgbBagging, FedXgbCyclic, Strateg
 from torch import Tensor
 
 from fedcompress import protocol
-from fedcompress.aggregation import WeightedSum
+from fedcompress.aggregation import TreeSum
 from fedcompress.checks import check_integer
 from fedcompress.compressor import Compressor
 from fedcompress.downlink import Broadcast
@@ -34,12 +34,13 @@ from fedcompress.incoming import (
     Expected,
     in_order,
     is_dense,
-    largest_weight,
     most_common_metrics,
     read_reply,
+    usable_sums,
 )
 from fedcompress.memories import Memories
 from fedcompress.outgoing import Outgoing
+from fedcompress.partial import PartialSum, SummingGrid, SumPlan, layout_of
 from fedcompress.reference import NEEDS_WHOLE_MODEL
 from fedcompress.spec import parse
 from fedcompress.traffic import ClientTraffic, RoundTraffic
@@ -138,6 +139,7 @@ class Compressed(Strategy):
         self._broadcast = None if self.downlink is None else Broadcast(self.downlink, seed)
         self._reference: dict[str, Tensor] = {}
         self._sent: dict[int, Compressor | None] = {}  # by node id, in this round and in its order
+        self._summing: SummingGrid | None = None  # the grid that sums this round's updates itself
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -159,6 +161,7 @@ class Compressed(Strategy):
             compressor = self._compressor_for(node_id, server_round)
             self._sent[node_id] = compressor
             self.last_round.downlink.append(outgoing.prepare(message, compressor))
+        self._arm(server_round, messages, grid)
         return messages
 
     def aggregate_train(
@@ -170,13 +173,13 @@ class Compressed(Strategy):
         errors = [reply for reply in ordered if reply.has_error()]
         for reply in errors:
             self._note_error(reply)
-        answers, mean = self._read_all(server_round, [r for r in ordered if r.has_content()])
-        self.last_round.decode_seconds = time.perf_counter() - started
+        answers, total = self._read_all(server_round, [r for r in ordered if r.has_content()])
+        self.last_round.decode_seconds += time.perf_counter() - started
         self._warn_of_faults()
         started = time.perf_counter()
         arrays, metrics = None, None
         if sum(answer.weight for answer in answers) > 0:
-            arrays, metrics = self._aggregate(server_round, answers, mean, errors)
+            arrays, metrics = self._aggregate(server_round, answers, total, errors)
         else:
             logger.warning(
                 "round %d: nothing usable came back from %d clients; the model stays as it is",
@@ -228,9 +231,33 @@ class Compressed(Strategy):
             return None
         return parse(self.uplink(node_id, server_round) if callable(self.uplink) else self.uplink)
 
+    def _arm(self, server_round: int, messages: list[Message], grid: Grid) -> None:
+        """Let an engine that can do so add the updates, where their mean is all that is needed."""
+        self._summing = None
+        if not isinstance(grid, SummingGrid):
+            return
+        plan = None
+        compressors = [c for c in self._sent.values() if c is not None and not c.recalls]
+        if uses_weighted_mean(self.strategy) and messages and len(compressors) == len(messages):
+            specs = {c: str(c) for c in compressors}
+            plan = SumPlan(
+                server_round,
+                node_ids=tuple(self._sent),
+                uplinks=tuple(specs[c] for c in compressors),
+                layout=layout_of(self._reference),
+                weight_key=weight_key(self.strategy),
+            )
+        if grid.sum_updates(plan) and plan is not None:
+            self._summing = grid
+
+    def _take_sums(self) -> list[PartialSum]:
+        taken = [] if self._summing is None else self._summing.take_sums()
+        self._summing = None
+        return taken
+
     def _read_all(
         self, server_round: int, replies: list[Message]
-    ) -> tuple[list[Answer], WeightedSum | None]:
+    ) -> tuple[list[Answer], TreeSum | None]:
         """Read the replies one by one; under a weighted mean, keep only their sum."""
         expected = Expected(
             server_round,
@@ -240,18 +267,30 @@ class Compressed(Strategy):
             most_common_metrics(replies),
             self._memories,
         )
-        mean: WeightedSum | None = None
+        summed, nodes = usable_sums(self._take_sums(), replies, expected)
+        self.last_round.decode_seconds = sum(row.decode_seconds for row in summed.values())
+        total: TreeSum | None = None
         if self.uplink is not None and uses_weighted_mean(self.strategy):
-            mean = WeightedSum(self._reference, largest_weight(replies, expected.weight_key))
+            total = TreeSum(self._reference, len(self._sent))
+            for node in nodes:
+                total.put(node)
+        positions = {node_id: position for position, node_id in enumerate(self._sent)}
         answers: list[Answer] = []
         answered: set[int] = set()
         dense = 0
         for reply in replies:
             node_id = reply.metadata.src_node_id
+            row = summed.get(reply.metadata.reply_to_message_id)
             try:
                 if node_id in answered:
                     raise PayloadError(f"reply of node {node_id}: it has answered already")
-                answer = read_reply(reply, expected)
+                if row is not None:
+                    answer = Answer(reply, {}, row.weight, row.traffic)
+                else:
+                    answer = read_reply(reply, expected)
+                    if total is not None:
+                        total.no_more_before(positions[node_id])
+                        total.add(positions[node_id], answer.parts, answer.weight)
             except FedcompressError as error:
                 if isinstance(error, StaleMemoryError):
                     self._memories.forget(node_id)
@@ -262,8 +301,7 @@ class Compressed(Strategy):
             if answer.memory:
                 self._memories.keep(node_id, server_round, answer.memory)
                 answer = replace(answer, memory={})
-            if mean is not None:
-                mean.add(answer.parts, answer.weight)
+            if total is not None:
                 answer = replace(answer, parts={})
             answers.append(answer)
             self.last_round.clients.append(answer.traffic)
@@ -275,7 +313,7 @@ class Compressed(Strategy):
                 f"Compressed: {dense} clients sent dense arrays and none a payload; put "
                 "compression_mod first in ClientApp(mods=[...]), or wrap the app by compress()"
             )
-        return answers, mean
+        return answers, total
 
     def _note_error(self, reply: Message) -> None:
         reason = reply.error.reason or "no reason given"
@@ -305,16 +343,16 @@ class Compressed(Strategy):
         self,
         server_round: int,
         answers: list[Answer],
-        mean: WeightedSum | None,
+        total: TreeSum | None,
         errors: list[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         if self.uplink is None:
             replies = [answer.reply for answer in answers]
             return self.strategy.aggregate_train(server_round, replies + errors)
-        if mean is None or not isinstance(self.strategy, FedAvg):
+        if total is None or not isinstance(self.strategy, FedAvg):
             replies = [self._dense_reply(answer) for answer in answers]
             return self.strategy.aggregate_train(server_round, replies + errors)
-        model = mean.mean()
+        model = total.mean()
         if not all(bool(x.isfinite().all()) for x in model.values()):
             logger.warning(
                 "round %d: the mean of %d clients is not finite; the model stays as it is",

@@ -17,7 +17,11 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.app.message import make_message
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.constant import (
+    FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE,
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+)
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.inflatable.inflatable_object import (
@@ -33,10 +37,12 @@ T = TypeVar("T")
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 CLIENT_CRASHED: int = ErrorCode.CLIENT_APP_CRASHED
 SERVER_NODE_ID: int = SUPERLINK_NODE_ID
+MAX_CHUNK_BYTES: int = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 
 __all__ = [
     "CLIENT_CRASHED",
     "CLIENT_RAISED",
+    "MAX_CHUNK_BYTES",
     "SERVER_NODE_ID",
     "InflatableObject",
     "Run",
