@@ -5,8 +5,9 @@ alone: the updates of one block of neighbours are added from left to right, and 
 by a binary tree over all of them. So whoever computes blocks or whole branches, in one process
 or in many, and in whatever order, gets the same bits in the end.
 
-Weights enter as shares of a power of two (the weight's own exponent), which scales exactly: no
-largest weight has to be known beforehand, and no sum overflows where the mean does not.
+Weights enter as shares of a power of two, that of the largest weight in the sum: no share is
+above 1 whatever the weights, and going from one power to another scales exactly, so the largest
+weight of the round need not be known beforehand.
 """
 
 import math
@@ -106,7 +107,9 @@ class FlatLayout:
 
     def zeros(self) -> list[Tensor]:
         """Make buffers of zeros."""
-        return [torch.zeros(size, dtype=dtype, device=device) for dtype, device, size in self.buffers]
+        return [
+            torch.zeros(size, dtype=dtype, device=device) for dtype, device, size in self.buffers
+        ]
 
     def views(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
         """Give every array as a view of the buffers."""
@@ -194,9 +197,7 @@ class TreeSum:
         PayloadError
             If the tree has no such branch, or something of it is there already.
         """
-        blocks = range(
-            node.index << node.level, min((node.index + 1) << node.level, self._blocks)
-        )
+        blocks = range(node.index << node.level, min((node.index + 1) << node.level, self._blocks))
         taken = self._given | self._open.keys()
         if not blocks or not taken.isdisjoint(blocks):
             raise PayloadError(f"sum: branch {node.index} of level {node.level} is there already")

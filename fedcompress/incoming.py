@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -14,7 +15,7 @@ from fedcompress.aggregation import Node
 from fedcompress.compressor import Compressor, Part, memory_of
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.memories import Memories
-from fedcompress.partial import PartialSum, SummedReply, is_hollow
+from fedcompress.partial import SUMMED_STYPE, PartialSum, SummedReply, is_hollow
 from fedcompress.traffic import ClientTraffic
 from fedcompress.wire import payload_checksum
 
@@ -60,6 +61,11 @@ class Expected:
     weight_key: str
     metrics: frozenset[str]
     memories: Memories
+
+    @cached_property
+    def positions(self) -> dict[int, int]:
+        """Place of each node's message in the round."""
+        return {node_id: position for position, node_id in enumerate(self.sent)}
 
 
 def most_common_metrics(replies: Iterable[Message]) -> frozenset[str]:
@@ -111,43 +117,55 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
     return Answer(reply, parts, weight, traffic, memory_of(parts) if compressor.recalls else {})
 
 
-def usable_sums(
-    sums: Sequence[PartialSum], replies: Sequence[Message], expected: Expected
-) -> tuple[dict[str, SummedReply], list[Node]]:
-    """Choose the partial sums that hold what reading these replies one by one would sum.
+@dataclass(frozen=True, eq=False)
+class UsableSums:
+    """What an engine has summed of a round, as far as it can be used.
 
-    Returns
-    -------
+    Attributes
+    ----------
     rows : dict of str to SummedReply
-        Accounts of the replies that are summed, by the id of the message that they answer.
+        Accounts of the replies that are in the sums, by the id of the message that they answer.
     nodes : list of Node
         Branches of the tree of sums.
+    unused : dict of str to int
+        Payload bytes of replies whose sums are left out, by that same id.
+    """
+
+    rows: dict[str, SummedReply]
+    nodes: list[Node]
+    unused: dict[str, int]
+
+
+def usable_sums(
+    sums: Sequence[PartialSum], replies: Sequence[Message], expected: Expected
+) -> UsableSums:
+    """Choose the partial sums that hold what reading these replies one by one would sum.
 
     Raises
     ------
     ConfigError
         If replies were lost or changed since the engine summed them, and their arrays are gone.
     """
-    rows: dict[str, SummedReply] = {}
-    nodes: list[Node] = []
+    usable = UsableSums({}, [], {})
     if not sums:
-        return rows, nodes
+        return usable
     by_node: dict[int, list[Message]] = {}
     for reply in replies:
         by_node.setdefault(reply.metadata.src_node_id, []).append(reply)
     for partial in sums:
-        if partial.metrics != expected.metrics:
-            continue  # none of these replies will be used
+        if partial.metrics != expected.metrics:  # then none of these replies will be used
+            usable.unused.update((row.reply_to, row.payload_bytes) for row in partial.rows)
+            continue
         got = [(by_node.get(row.traffic.node_id, []), row) for row in partial.rows]
         if all(_is_as_summed(given, row, expected) for given, row in got):
-            rows.update((row.reply_to, row) for row in partial.rows)
-            nodes += partial.nodes
+            usable.rows.update((row.reply_to, row) for row in partial.rows)
+            usable.nodes.extend(partial.nodes)
         elif any(is_hollow(reply) for given, _ in got for reply in given):
             raise ConfigError(
                 "Compressed: replies were lost or changed on their way from the grid, which has "
                 "summed their updates already; pass on what its send_and_receive returns"
             )
-    return rows, nodes
+    return usable
 
 
 def _is_as_summed(replies: Sequence[Message], row: SummedReply, expected: Expected) -> bool:
@@ -200,7 +218,11 @@ def in_order(replies: Iterable[Message], sent: Mapping[int, object]) -> list[Mes
 def is_dense(reply: Message) -> bool:
     """Whether a reply holds arrays where a payload should be."""
     records = reply.content.array_records.values()
-    return any(array.stype != protocol.STYPE for record in records for array in record.values())
+    return any(
+        array.stype not in (protocol.STYPE, SUMMED_STYPE)
+        for record in records
+        for array in record.values()
+    )
 
 
 def metric_keys(reply: Message) -> frozenset[str]:
@@ -209,7 +231,7 @@ def metric_keys(reply: Message) -> frozenset[str]:
 
 
 def read_weight(reply: Message, expected: Expected) -> float:
-    """Read a client's weight; `PayloadError` where it is none, or the metrics are not as expected."""
+    """Read a client's weight; `PayloadError` for none, or metrics that are not as expected."""
     keys = metric_keys(reply)
     if keys != expected.metrics:
         raise PayloadError(

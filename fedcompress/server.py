@@ -267,42 +267,38 @@ class Compressed(Strategy):
             most_common_metrics(replies),
             self._memories,
         )
-        summed, nodes = usable_sums(self._take_sums(), replies, expected)
-        self.last_round.decode_seconds = sum(row.decode_seconds for row in summed.values())
+        summed = usable_sums(self._take_sums(), replies, expected)
+        self.last_round.decode_seconds = sum(r.decode_seconds for r in summed.rows.values())
         total: TreeSum | None = None
         if self.uplink is not None and uses_weighted_mean(self.strategy):
             total = TreeSum(self._reference, len(self._sent))
-            for node in nodes:
+            for node in summed.nodes:
                 total.put(node)
-        positions = {node_id: position for position, node_id in enumerate(self._sent)}
         answers: list[Answer] = []
         answered: set[int] = set()
         dense = 0
         for reply in replies:
             node_id = reply.metadata.src_node_id
-            row = summed.get(reply.metadata.reply_to_message_id)
+            message_id = reply.metadata.reply_to_message_id
+            row = summed.rows.get(message_id)
             try:
                 if node_id in answered:
                     raise PayloadError(f"reply of node {node_id}: it has answered already")
                 if row is not None:
                     answer = Answer(reply, {}, row.weight, row.traffic)
                 else:
-                    answer = read_reply(reply, expected)
-                    if total is not None:
-                        total.no_more_before(positions[node_id])
-                        total.add(positions[node_id], answer.parts, answer.weight)
+                    answer = _read_and_add(reply, expected, total)
             except FedcompressError as error:
                 if isinstance(error, StaleMemoryError):
                     self._memories.forget(node_id)
                 dense += is_dense(reply)
-                self._note(reply, "rejected", str(error), protocol.data_bytes(reply.content))
+                size = summed.unused.get(message_id, protocol.data_bytes(reply.content))
+                self._note(reply, "rejected", str(error), size)
                 continue
             answered.add(node_id)
             if answer.memory:
                 self._memories.keep(node_id, server_round, answer.memory)
                 answer = replace(answer, memory={})
-            if total is not None:
-                answer = replace(answer, parts={})
             answers.append(answer)
             self.last_round.clients.append(answer.traffic)
             if self._broadcast is not None:
@@ -401,3 +397,13 @@ class Compressed(Strategy):
                 top = math.nextafter(float(limits.max) + 1, 0) if limits.bits == 64 else limits.max
                 restored[name] = x.round().clamp(limits.min, top).to(like.dtype)
         return protocol.tensors_to_record(restored)
+
+
+def _read_and_add(reply: Message, expected: Expected, total: TreeSum | None) -> Answer:
+    answer = read_reply(reply, expected)
+    if total is None:
+        return answer
+    position = expected.positions[reply.metadata.src_node_id]
+    total.no_more_before(position)
+    total.add(position, answer.parts, answer.weight)
+    return replace(answer, parts={})

@@ -141,6 +141,4 @@ class MeasuredGrid(Grid):
                 payload = payload_bytes(message.content) if message.has_content() else 0
                 sizes = payload, meter.bytes_of(message)
             node_id = metadata.dst_node_id if direction == "downlink" else metadata.src_node_id
-            self._traffic.append(
-                MessageTraffic(node_id, metadata.message_type, direction, *sizes)
-            )
+            self._traffic.append(MessageTraffic(node_id, metadata.message_type, direction, *sizes))

@@ -28,12 +28,14 @@ Whatever the ranges, the mean has the same bits.
 
 from __future__ import annotations
 
-import pickle
+import json
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +48,7 @@ from fedcompress.incoming import Expected, metric_keys, read_reply
 from fedcompress.memories import Memories
 from fedcompress.partial import PartialSum, SummedReply, SumPlan, hollow
 from fedcompress.spec import parse
+from fedcompress.traffic import ClientTraffic
 from simulations.engines.message_bytes import Meter, payload_bytes
 
 Buffer = bytes | memoryview
@@ -81,10 +84,8 @@ class RangeSums:
         if reply.has_content():
             metrics = metric_keys(reply)
             expected = self._expected(position, metrics if self._metrics is None else self._metrics)
-            try:
+            with suppress(FedcompressError):  # the server finds the same, and notes why
                 answer = read_reply(reply, expected)
-            except FedcompressError:
-                pass  # the server finds the same, and notes why
         if answer is None:
             self._sum.miss(position)
             return reply
@@ -105,16 +106,14 @@ class RangeSums:
         return hollow(reply)
 
     def take(self) -> PartialSum:
-        """Take what was added since the last call; positions of its blocks not given are missing."""
+        """Take what was added since the last call; what its blocks lack counts as missing."""
         rows, self._rows = self._rows, []
         return PartialSum(self._metrics or frozenset(), tuple(rows), tuple(self._sum.take_nodes()))
 
     def _expected(self, position: int, metrics: frozenset[str]) -> Expected:
         plan = self._plan
         sent = {plan.node_ids[position]: _parsed(plan.uplinks[position])}
-        return Expected(
-            plan.server_round, sent, self._like, plan.weight_key, metrics, Memories(0)
-        )
+        return Expected(plan.server_round, sent, self._like, plan.weight_key, metrics, Memories(0))
 
 
 class RoundSums:
@@ -157,33 +156,41 @@ class RoundSums:
 
 def to_buffers(partial: PartialSum) -> list[Buffer]:
     """Write a partial sum as a small header and its flat arrays, which are not copied."""
+    nodes: list[list[object]] = []
     arrays: list[Buffer] = []
-    nodes = []
     for node in partial.nodes:
-        total = node.total
-        if total is None:
-            nodes.append((node.level, node.index, None))
-            continue
-        kinds = [(str(x.dtype).removeprefix("torch."), x.numel()) for x in total.buffers]
-        nodes.append((node.level, node.index, (total.exponent, total.share, kinds)))
-        arrays += [x.cpu().numpy().view(np.uint8).data for x in total.buffers]
-    # Between processes of one engine only: nothing in it is as a client wrote it.
-    return [pickle.dumps((partial.metrics, partial.rows, nodes), protocol=5), *arrays]
+        said: list[object] = [node.level, node.index]
+        if node.total is not None:
+            kinds = [[str(x.dtype).removeprefix("torch."), len(x)] for x in node.total.buffers]
+            said += [node.total.exponent, node.total.share, kinds]
+            arrays += [x.cpu().numpy().view(np.uint8).data for x in node.total.buffers]
+        nodes.append(said)
+    rows = [_row(row) for row in partial.rows]
+    return [json.dumps([sorted(partial.metrics), rows, nodes]).encode(), *arrays]
 
 
 def from_buffers(buffers: Sequence[Buffer]) -> PartialSum:
     """Undo `to_buffers`; the sums lie in the memory that is given, and are not changed."""
-    metrics, rows, described = pickle.loads(buffers[0])
+    metrics, rows, described = json.loads(bytes(buffers[0]))
     arrays = iter(buffers[1:])
     nodes = []
-    for level, index, said in described:
+    for level, index, *said in described:
         total = None
-        if said is not None:
+        if said:
             exponent, share, kinds = said
             flat = [_tensor(next(arrays), dtype, size) for dtype, size in kinds]
             total = Sum(exponent, share, flat, is_own=False)
         nodes.append(Node(level, index, total))
-    return PartialSum(metrics, rows, tuple(nodes))
+    return PartialSum(frozenset(metrics), tuple(_unrow(row) for row in rows), tuple(nodes))
+
+
+def _row(row: SummedReply) -> dict[str, object]:
+    """Write an account; all its numbers are finite, and JSON keeps their bits."""
+    return {**vars(row), "traffic": vars(row.traffic)}
+
+
+def _unrow(said: dict[str, Any]) -> SummedReply:
+    return SummedReply(**{**said, "traffic": ClientTraffic(**said["traffic"])})
 
 
 def _tensor(buffer: Buffer, dtype: str, size: int) -> Tensor:
