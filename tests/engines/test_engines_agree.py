@@ -17,20 +17,25 @@ pytestmark = pytest.mark.ray
 CLIENT_APP = "engine_client:app"
 
 
+@pytest.mark.parametrize("use_ray", [False, True])
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_ray_agrees_with_local(
-    workers: int, ray_session: None, three_rounds: Callable[[Grid], list[list[RecordDict]]]
+def test_workers_agree_with_local(
+    workers: int,
+    use_ray: bool,
+    ray_session: None,
+    three_rounds: Callable[[Grid], list[list[RecordDict]]],
 ) -> None:
     local = LocalGrid(CLIENT_APP, 10)
     expected = three_rounds(local)
     states = local.client_states()
     assert len(states) == 10
-    with RayGrid(CLIENT_APP, 10, workers=workers) as grid:
+    with RayGrid(CLIENT_APP, 10, workers=workers, use_ray=use_ray) as grid:
         assert grid.num_workers == workers
         assert three_rounds(grid) == expected
         assert grid.client_states() == states
 
 
+@pytest.mark.parametrize("use_ray", [False, True])
 @pytest.mark.parametrize(
     ("client_app", "said"),
     [
@@ -40,12 +45,12 @@ def test_ray_agrees_with_local(
     ],
 )
 def test_an_app_that_cannot_be_loaded_is_named(
-    client_app: str, said: str, ray_session: None
+    client_app: str, said: str, use_ray: bool, ray_session: None
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         LocalGrid(client_app, 2)
     with pytest.raises(ConfigError, match=said):
-        RayGrid(client_app, 2, workers=1)
+        RayGrid(client_app, 2, workers=1, use_ray=use_ray)
 
 
 @pytest.fixture
