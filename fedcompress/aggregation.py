@@ -204,6 +204,11 @@ class TreeSum:
         self._given.update(blocks)
         self._fold(node.level, node.index, node.total)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether some block has been given a part of its positions."""
+        return bool(self._open)
+
     def take_nodes(self) -> list[Node]:
         """Take the fewest branches that hold all blocks so far; what they lack will not come."""
         for block in list(self._open):

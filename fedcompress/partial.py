@@ -9,7 +9,7 @@ it always does.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
@@ -61,6 +61,26 @@ class SumPlan:
             message.metadata.dst_node_id == node_id
             and message.metadata.message_type.split(".")[0] == MessageType.TRAIN
             for message, node_id in zip(messages, self.node_ids, strict=True)
+        )
+
+    def to_json(self) -> list[object]:
+        """Give the plan as lists of plain values."""
+        specs = {spec: place for place, spec in enumerate(dict.fromkeys(self.uplinks))}
+        places = [specs[spec] for spec in self.uplinks]
+        values = [self.server_round, self.node_ids, list(specs), places if len(specs) > 1 else 0]
+        return [*values, self.layout, self.weight_key, self.measures]
+
+    @staticmethod
+    def from_json(values: list[Any]) -> "SumPlan":
+        """Undo `to_json`."""
+        server_round, node_ids, specs, places, layout, weight_key, measures = values
+        return SumPlan(
+            server_round,
+            tuple(node_ids),
+            tuple(specs[place] for place in places) if places else (specs[0],) * len(node_ids),
+            tuple((name, tuple(shape), dtype) for name, shape, dtype in layout),
+            weight_key,
+            measures,
         )
 
     def like(self) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from flwr.app import Message, RecordDict, UserConfig
 
-from fedcompress.partial import PartialSum, SumPlan
 from simulations.engines.base import SimulatedGrid
 from simulations.engines.client_call import AppFactory, ClientCall, call_client, load_app
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
@@ -34,15 +33,12 @@ class LocalGrid(SimulatedGrid):
         super().__init__(num_clients, run_config or {})
         self._app = load_app(client_app)
         self._states: dict[int, RecordDict] = {}
-        self._plan: SumPlan | None = None
-        self._sums: list[PartialSum] = []
 
     def _execute(
         self, messages: Sequence[Message], deadline: float | None
     ) -> Iterator[tuple[int, Message]]:
-        sums = None
-        if self._plan is not None and self._plan.covers(messages):
-            sums = RangeSums(self._plan)
+        plan = self._plan_for(messages)
+        sums = None if plan is None else RangeSums(plan)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a Ray worker: sums on two threads round differently
         try:
@@ -68,16 +64,6 @@ class LocalGrid(SimulatedGrid):
             if sums is not None:
                 self._sums.append(sums.take())
             torch.set_num_threads(threads)
-
-    def sum_updates(self, plan: SumPlan | None) -> bool:
-        """Arm for the next round's messages."""
-        self._plan, self._sums = plan, []
-        return plan is not None
-
-    def take_sums(self) -> list[PartialSum]:
-        """Take the sums of the last round."""
-        taken, self._plan, self._sums = self._sums, None, []
-        return taken
 
     def _read_state(self, node_id: int) -> bytes:
         return records_to_bytes(self._states.get(node_id, RecordDict()))

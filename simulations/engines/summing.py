@@ -105,6 +105,11 @@ class RangeSums:
         self._rows.append(row)
         return hollow(reply)
 
+    @property
+    def is_between_blocks(self) -> bool:
+        """Whether every block that was begun is whole, so that none is torn by `take`."""
+        return not self._sum.has_begun
+
     def take(self) -> PartialSum:
         """Take what was added since the last call; what its blocks lack counts as missing."""
         rows, self._rows = self._rows, []
@@ -126,7 +131,7 @@ class RoundSums:
     """
 
     def __init__(self, plan: SumPlan) -> None:
-        self._plan = plan
+        self.plan = plan
         self._sums: dict[frozenset[str], tuple[TreeSum, list[SummedReply]]] = {}
 
     def take(self, partial: PartialSum) -> None:
@@ -140,7 +145,7 @@ class RoundSums:
         if not partial.rows:
             return  # its blocks count as missing
         if partial.metrics not in self._sums:
-            self._sums[partial.metrics] = TreeSum(self._plan.like(), len(self._plan.node_ids)), []
+            self._sums[partial.metrics] = TreeSum(self.plan.like(), len(self.plan.node_ids)), []
         total, rows = self._sums[partial.metrics]
         for node in partial.nodes:
             total.put(node)

@@ -3,66 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
 
-from fedcompress import Compressed, ConfigError, compression_mod, rng_for
+from fedcompress import Compressed, ConfigError, rng_for
 from fedcompress.partial import PartialSum, SumPlan, is_hollow
 from fedcompress.traffic import ClientTraffic
-from simulations.engines import LocalGrid
+from simulations.engines import LocalGrid, RayGrid
 from simulations.engines.summing import RangeSums, RoundSums, from_buffers, to_buffers
 from simulations.traffic import MeasuredGrid, MessageTraffic
 
-Meddle = Callable[[int, int, RecordDict], None]
 Outcome = tuple[dict[str, bytes], list[ClientTraffic], list[MessageTraffic], dict[str, object]]
 
+CLIENT_APP = "summing_client:app"
+SPOILT_APP = "summing_client:spoilt_app"
 UPLINKS = [
     "raw()",
     "quantize(4) | entropy()",
     "error_feedback(top_k(0.05) | sign())",
     "power_sgd(2)",
 ]
-
-
-def make_app(meddle: Meddle | None = None) -> ClientApp:
-    """An app of unequal weights, whose replies `meddle` may spoil."""
-
-    def spoil(message: Message, context: Context, call_next: Callable[..., Message]) -> Message:
-        reply = compression_mod(message, context, call_next)
-        if meddle is not None and reply.has_content():
-            number = int(message.content["config"]["server-round"])  # type: ignore[call-overload,index]
-            meddle(number, context.node_id, reply.content)
-        return reply
-
-    app = ClientApp(mods=[spoil])
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        number = int(message.content["config"]["server-round"])  # type: ignore[call-overload,index]
-        rng = rng_for(3, round=number, client=context.node_id)
-        if context.node_id % 11 == 0:
-            raise RuntimeError("no data")
-        arrays = {name: a.numpy() for name, a in message.content["arrays"].items()}  # type: ignore[union-attr]
-        trained = ArrayRecord(
-            {
-                name: Array(
-                    (x + rng.standard_normal(x.shape)).astype(x.dtype)
-                    if x.dtype.kind == "f"
-                    else np.asarray(x + context.node_id)
-                )
-                for name, x in arrays.items()
-            }
-        )
-        metrics = MetricRecord({"num-examples": context.node_id**2, "loss": float(rng.random())})
-        return Message(RecordDict({"arrays": trained, "metrics": metrics}), reply_to=message)
-
-    return app
 
 
 def initial() -> ArrayRecord:
@@ -79,7 +45,7 @@ def initial() -> ArrayRecord:
 class Workers(LocalGrid):
     """Ranges of blocks go to so many imaginary workers; replies come back without arrays."""
 
-    def __init__(self, app: Callable[[], ClientApp], clients: int, workers: int) -> None:
+    def __init__(self, app: str, clients: int, workers: int) -> None:
         super().__init__(app, clients)
         self._workers = workers
         self._ready: list[PartialSum] = []
@@ -129,23 +95,30 @@ class Plain(LocalGrid):
         return False
 
 
-def run(grid: Grid, uplink: str, clients: int, rounds: int = 3, **settings: object) -> Outcome:
+def run(
+    grid: Grid,
+    uplink: str,
+    rounds: int = 3,
+    told: dict[str, object] | None = None,
+    **settings: object,
+) -> Outcome:
     """Train, and give all that the rounds left: model, clients, bytes, metrics."""
     server = settings.pop("server", FedAvg)
     strategy = Compressed(server(fraction_evaluate=0.0), uplink=uplink, **settings)  # type: ignore[arg-type,operator]
     measured = MeasuredGrid(grid)
-    arrays, seen, traffic, told = initial(), [], [], {}
+    arrays, seen, traffic, means = initial(), [], [], {}
     for number in range(1, rounds + 1):
         random.seed(number)
-        messages = strategy.configure_train(number, arrays, ConfigRecord(), measured)
+        config = ConfigRecord(dict(told or {}))  # type: ignore[arg-type]
+        messages = strategy.configure_train(number, arrays, config, measured)
         replies = measured.send_and_receive(messages)
         traffic += measured.take()
         new, metrics = strategy.aggregate_train(number, replies)
         arrays = new or arrays
         seen += strategy.last_round.clients
-        told[str(number)] = dict(metrics or {})
+        means[str(number)] = dict(metrics or {})
     without_times = [ClientTraffic(**{**vars(client), "encode_seconds": None}) for client in seen]
-    return {k: a.data for k, a in arrays.items()}, without_times, traffic, told
+    return {k: a.data for k, a in arrays.items()}, without_times, traffic, means
 
 
 @pytest.mark.parametrize("server", [FedAvg, FedAdam])
@@ -154,11 +127,11 @@ def run(grid: Grid, uplink: str, clients: int, rounds: int = 3, **settings: obje
 def test_sums_of_workers_give_the_bits_of_the_server(
     uplink: str, clients: int, server: type[FedAvg]
 ) -> None:
-    expected = run(Plain(make_app, clients), uplink, clients, server=server)
-    assert run(LocalGrid(make_app, clients), uplink, clients, server=server) == expected
+    expected = run(Plain(CLIENT_APP, clients), uplink, server=server)
+    assert run(LocalGrid(CLIENT_APP, clients), uplink, server=server) == expected
     for workers in (1, 2, 4):
-        grid = Workers(make_app, clients, workers)
-        assert run(grid, uplink, clients, server=server) == expected
+        grid = Workers(CLIENT_APP, clients, workers)
+        assert run(grid, uplink, server=server) == expected
         assert grid.hollow == 3 * (clients - clients // 11)
         if workers == 1:
             assert set(grid.shipped) == {2}  # one branch; one array of floats, one of doubles
@@ -168,43 +141,27 @@ def test_sums_of_workers_give_the_bits_of_the_server(
 def test_a_compressed_downlink_agrees_too(workers: int) -> None:
     def strategy_run(grid: Grid) -> Outcome:
         return run(
-            grid, UPLINKS[2], 40, rounds=5, downlink="error_feedback(top_k(0.2) | sign())", seed=7
+            grid, UPLINKS[2], rounds=5, downlink="error_feedback(top_k(0.2) | sign())", seed=7
         )
 
-    assert strategy_run(Workers(make_app, 40, workers)) == strategy_run(Plain(make_app, 40))
-
-
-def spoil(number: int, node_id: int, content: RecordDict) -> None:
-    """Some clients of odd metrics, weights and payloads; in round 2 most metrics are others."""
-    metrics = content["metrics"]
-    if node_id in (1, 17, 34) or (number == 2 and node_id % 3):
-        metrics["odd"] = 1.0  # type: ignore[index,call-overload]
-    if node_id == 20:
-        metrics["num-examples"] = -1  # type: ignore[index,call-overload]
-    if node_id == 21:
-        metrics["num-examples"] = 0  # type: ignore[index,call-overload]
-    if node_id == 23:
-        payload = content["arrays"]["payload-0"].data  # type: ignore[index,call-overload]
-        content["arrays"]["payload-0"] = Array(  # type: ignore[index,call-overload]
-            "uint8", (len(payload),), "fedcompress.v1", payload[:-1] + b"\x00"
-        )
+    assert strategy_run(Workers(CLIENT_APP, 40, workers)) == strategy_run(Plain(CLIENT_APP, 40))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 9])
 def test_odd_clients_are_left_out_as_the_server_would(workers: int) -> None:
-    def app() -> ClientApp:
-        return make_app(spoil)
-
-    expected = run(Plain(app, 40), UPLINKS[1], 40)
+    expected = run(Plain(SPOILT_APP, 40), UPLINKS[1])
     assert {c.status for c in expected[1]} == {"ok", "rejected", "error"}
-    assert run(LocalGrid(app, 40), UPLINKS[1], 40) == expected
-    assert run(Workers(app, 40, workers), UPLINKS[1], 40) == expected
+    assert run(LocalGrid(SPOILT_APP, 40), UPLINKS[1]) == expected
+    assert run(Workers(SPOILT_APP, 40, workers), UPLINKS[1]) == expected
 
 
-def one_round(strategy: Compressed, grid: Grid, number: int, through=list) -> object:  # type: ignore[no-untyped-def]
+def one_round(  # type: ignore[no-untyped-def]
+    strategy: Compressed, grid: Grid, number: int, through=list, told=None, timeout=None
+) -> object:
     random.seed(number)  # by which Flower draws clients, and so their order
-    messages = strategy.configure_train(number, initial(), ConfigRecord(), grid)
-    arrays, _ = strategy.aggregate_train(number, through(grid.send_and_receive(messages)))
+    messages = strategy.configure_train(number, initial(), ConfigRecord(told or {}), grid)
+    replies = grid.send_and_receive(messages, timeout=timeout)
+    arrays, _ = strategy.aggregate_train(number, through(replies))
     return None if arrays is None else {name: a.data for name, a in arrays.items()}
 
 
@@ -219,20 +176,20 @@ def test_replies_that_get_lost_on_the_way_are_not_in_the_mean(
     def mean(grid: Grid) -> object:
         return one_round(Compressed(FedAvg(fraction_evaluate=0.0)), grid, 1, through)
 
-    assert mean(LocalGrid(make_app, 40)) == mean(Plain(make_app, 40))
+    assert mean(LocalGrid(CLIENT_APP, 40)) == mean(Plain(CLIENT_APP, 40))
 
 
 def test_a_sum_that_holds_a_lost_reply_is_never_used() -> None:
     strategy = Compressed(FedAvg(fraction_evaluate=0.0))
     with pytest.raises(ConfigError, match="lost or changed on their way"):
-        one_round(strategy, Workers(make_app, 40, 2), 1, lambda replies: replies[1:])
+        one_round(strategy, Workers(CLIENT_APP, 40, 2), 1, lambda replies: replies[1:])
 
 
 @pytest.mark.parametrize(
     ("server", "uplink"), [(FedMedian, "raw()"), (FedAvg, None), (FedAvg, "ef21(top_k(0.1))")]
 )
 def test_strategies_that_need_single_replies_get_them(server: type[FedAvg], uplink: str) -> None:
-    grid = Workers(make_app, 5, 2)
+    grid = Workers(CLIENT_APP, 5, 2)
     one_round(Compressed(FedAvg(fraction_evaluate=0.0)), grid, 1)
     assert grid.hollow == 5
     one_round(Compressed(server(fraction_evaluate=0.0), uplink=uplink), grid, 1)
@@ -241,12 +198,79 @@ def test_strategies_that_need_single_replies_get_them(server: type[FedAvg], upli
 
 def test_a_plan_is_for_its_round_alone() -> None:
     """A round that was configured and never sent leaves nothing behind."""
-    grid = Workers(make_app, 5, 1)
+    grid = Workers(CLIENT_APP, 5, 1)
     armed = Compressed(FedAvg(fraction_evaluate=0.0))
     armed.configure_train(1, initial(), ConfigRecord(), grid)
-    expected = one_round(Compressed(FedMedian(fraction_evaluate=0.0)), Plain(make_app, 5), 1)
+    expected = one_round(Compressed(FedMedian(fraction_evaluate=0.0)), Plain(CLIENT_APP, 5), 1)
     median = Compressed(FedMedian(fraction_evaluate=0.0))
     assert one_round(median, grid, 1) == expected
     assert one_round(armed, grid, 2) == one_round(
-        Compressed(FedAvg(fraction_evaluate=0.0)), Plain(make_app, 5), 2
+        Compressed(FedAvg(fraction_evaluate=0.0)), Plain(CLIENT_APP, 5), 2
+    )
+
+
+@pytest.fixture(scope="module", params=[1, 2, 4])
+def workers(request: pytest.FixtureRequest) -> Iterator[RayGrid]:
+    with RayGrid(CLIENT_APP, 50, workers=request.param, use_ray=False) as grid:
+        yield grid
+
+
+@pytest.mark.parametrize("clients", [10, 50])
+@pytest.mark.parametrize("uplink", UPLINKS)
+def test_resident_workers_give_the_bits_of_the_server(
+    uplink: str, clients: int, workers: RayGrid
+) -> None:
+    workers.reset(num_clients=clients)
+    assert run(workers, uplink) == run(Plain(CLIENT_APP, clients), uplink)
+
+
+def test_resident_workers_send_no_arrays(workers: RayGrid) -> None:
+    workers.reset(num_clients=50)
+    seen: list[Message] = []
+    one_round(Compressed(FedAvg(fraction_evaluate=0.0)), workers, 1, lambda r: seen.extend(r) or r)
+    assert [is_hollow(r) for r in seen if r.has_content()] == [True] * 46
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_resident_workers_leave_odd_clients_out(count: int) -> None:
+    with RayGrid(SPOILT_APP, 40, workers=count, use_ray=False) as grid:
+        assert run(grid, UPLINKS[1]) == run(Plain(SPOILT_APP, 40), UPLINKS[1])
+
+
+@pytest.mark.parametrize("victim", [1, 23, 50])
+def test_a_killed_worker_changes_no_bit(victim: int, workers: RayGrid, tmp_path: Path) -> None:
+    workers.reset(num_clients=50)
+    told = {"kill": victim, "marker": str(tmp_path / "killed")}
+    got = run(workers, UPLINKS[2], told=told)
+    assert (tmp_path / "killed").exists()
+    assert got == run(Plain(CLIENT_APP, 50), UPLINKS[2], told=told)
+
+
+def without(node_id: int) -> Callable[[list[Message]], list[Message]]:
+    return lambda replies: [r for r in replies if r.metadata.src_node_id != node_id]
+
+
+def test_a_client_that_kills_every_worker_is_left_out(workers: RayGrid, tmp_path: Path) -> None:
+    workers.reset(num_clients=50)
+    told = {"kill": 23, "always": True, "marker": str(tmp_path / "killed")}
+    got = one_round(Compressed(FedAvg(fraction_evaluate=0.0)), workers, 1, told=told)
+    plain = Plain(CLIENT_APP, 50)
+    expected = one_round(Compressed(FedAvg(fraction_evaluate=0.0)), plain, 1, without(23))
+    assert got == expected
+
+
+@pytest.mark.parametrize("client_timeout", [None, 3.0])
+def test_a_client_that_hangs_is_left_out_of_the_sum(client_timeout: float | None) -> None:
+    with RayGrid(CLIENT_APP, 40, workers=2, use_ray=False, client_timeout=client_timeout) as grid:
+        strategy = Compressed(FedAvg(fraction_evaluate=0.0), uplink="raw()")
+        timeout = None if client_timeout else 4.0
+        got = one_round(strategy, grid, 1, told={"sleep": 7}, timeout=timeout)
+        ok = {c.node_id for c in strategy.last_round.clients if c.status == "ok"}
+        assert 7 not in ok
+        assert len(ok) > 15
+        assert client_timeout is None or len(ok) == 36
+    plain = Plain(CLIENT_APP, 40)
+    kept = lambda replies: [r for r in replies if r.metadata.src_node_id in ok]  # noqa: E731
+    assert got == one_round(
+        Compressed(FedAvg(fraction_evaluate=0.0), uplink="raw()"), plain, 1, kept
     )
