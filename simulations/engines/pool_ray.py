@@ -45,16 +45,20 @@ class RayWorker:
 
     def serve(
         self, client_app: AppFactory, address: tuple[str, int], key: bytes, number: int
-    ) -> None:
-        """Connect to the driver and call clients for it until it closes the connection."""
+    ) -> str:
+        """Connect to the driver and call clients for it; return why it ended."""
         from simulations.engines.worker import work
 
-        connection = socket.create_connection(address)
-        challenge = _exactly(connection, CHALLENGE_BYTES)
-        connection.sendall(_PROOF.pack(number, _signed(key, challenge, number)))
+        try:
+            connection = socket.create_connection(address)
+            challenge = _exactly(connection, CHALLENGE_BYTES)
+            connection.sendall(_PROOF.pack(number, _signed(key, challenge, number)))
+        except OSError as error:
+            return f"it could not connect to the driver at {address[0]}:{address[1]} ({error})"
         # An end of the connection says that the driver is gone, or wants this worker no more.
         with suppress(EOFError, ConnectionError):
             work(connection, client_app)
+        return "its connection ended"
 
 
 def _signed(key: bytes, challenge: bytes, number: int) -> bytes:
@@ -167,8 +171,12 @@ class RayPool(WorkerPool):
                 return found
 
     def close(self) -> None:
+        connected = set(self._channels)
         super().close()
         self._listener.close()
+        # Ray may keep the CPUs of an actor that is killed as it starts; one that finds nobody to
+        # connect to ends by itself.
+        self._actors = {w: actor for w, actor in self._actors.items() if w in connected}
         self._leave()
 
     def _launch(self, count: int) -> None:
@@ -229,7 +237,7 @@ class RayPool(WorkerPool):
         import ray
 
         try:
-            ray.get(self._calls[worker][1], timeout=_REASON_SECONDS)
+            return str(ray.get(self._calls[worker][1], timeout=_REASON_SECONDS))
         except ray.exceptions.OutOfMemoryError:
             return "the machine ran out of memory"
         except ray.exceptions.GetTimeoutError:
@@ -237,7 +245,6 @@ class RayPool(WorkerPool):
         except Exception as error:  # noqa: BLE001 - what ended the worker, told and no more
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             return lines[-1] if lines else type(error).__name__
-        return "it ended by itself"
 
     def _leave(self) -> None:
         import ray
