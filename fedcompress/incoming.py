@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from fedcompress import protocol
@@ -93,7 +94,7 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
     payloads = protocol.record_to_payloads(record)
     if len(payloads) != 1:
         raise PayloadError(f"reply: holds {len(payloads)} payloads, expected one")
-    own = reply.content.config_records.get(protocol.RECORD, ConfigRecord())
+    own = protocol.kept_in(reply.content)
     if own.get(protocol.ROUND_KEY) != expected.server_round:
         raise PayloadError(
             f"reply: is of round {own.get(protocol.ROUND_KEY)!r}, this is round "
@@ -180,7 +181,7 @@ def _is_as_summed(replies: Sequence[Message], row: SummedReply, expected: Expect
 
 
 def _checksum(reply: Message) -> str:
-    records = reply.content.array_records.values()
+    records = protocol.array_records(reply.content).values()
     return "".join(payload_checksum(x.data) for record in records for x in record.values())
 
 
@@ -217,7 +218,7 @@ def in_order(replies: Iterable[Message], sent: Mapping[int, object]) -> list[Mes
 
 def is_dense(reply: Message) -> bool:
     """Whether a reply holds arrays where a payload should be."""
-    records = reply.content.array_records.values()
+    records = protocol.array_records(reply.content).values()
     return any(
         array.stype not in (protocol.STYPE, SUMMED_STYPE)
         for record in records
@@ -227,7 +228,9 @@ def is_dense(reply: Message) -> bool:
 
 def metric_keys(reply: Message) -> frozenset[str]:
     """Give the keys of all metrics of a reply."""
-    return frozenset(key for metrics in reply.content.metric_records.values() for key in metrics)
+    records = reply.content.values()
+    keys = [record.keys() for record in records if isinstance(record, MetricRecord)]
+    return frozenset(keys[0] if len(keys) == 1 else chain(*keys))
 
 
 def read_weight(reply: Message, expected: Expected) -> float:
@@ -248,5 +251,7 @@ def read_weight(reply: Message, expected: Expected) -> float:
 
 
 def _said_weight(reply: Message, key: str) -> object:
-    metrics = next(iter(reply.content.metric_records.values()), None)
-    return 1.0 if metrics is None else metrics.get(key, 1.0)
+    for record in reply.content.values():
+        if isinstance(record, MetricRecord):
+            return record.get(key, 1.0)
+    return 1.0

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType
 from torch import Tensor
 
+from fedcompress import protocol
 from fedcompress.aggregation import Node, block_size
-from fedcompress.flower_adapter import with_content
+from fedcompress.flower_adapter import record_of, with_content
 from fedcompress.traffic import ClientTraffic
 
 SUMMED_STYPE = "fedcompress.summed"
@@ -155,19 +156,15 @@ class SummingGrid(Protocol):
 
 def hollow(reply: Message) -> Message:
     """Copy a reply with one empty array of our own type in place of its arrays."""
-    content = reply.content
-    record = ArrayRecord()
-    record["summed"] = _PLACEHOLDER
-    arrays = content.array_records
-    return with_content(
-        reply, RecordDict({key: record if key in arrays else r for key, r in content.items()})
-    )
+    content = reply.content.copy()
+    key, _ = protocol.single_array_record(content, "reply")
+    content[key] = record_of({"summed": _PLACEHOLDER})
+    return with_content(reply, content)
 
 
 def is_hollow(reply: Message) -> bool:
     """Whether the arrays of a reply have been taken out of it."""
-    return any(
-        array.stype == SUMMED_STYPE
-        for record in reply.content.array_records.values()
-        for array in record.values()
-    )
+    for record in reply.content.values():
+        if isinstance(record, ArrayRecord):
+            return any(array.stype == SUMMED_STYPE for array in record.values())
+    return False

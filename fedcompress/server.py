@@ -161,7 +161,7 @@ class Compressed(Strategy):
             compressor = self._compressor_for(node_id, server_round)
             self._sent[node_id] = compressor
             self.last_round.downlink.append(outgoing.prepare(message, compressor))
-        self._arm(server_round, messages, grid)
+        self._arm(server_round, messages, grid, outgoing)
         return messages
 
     def aggregate_train(
@@ -231,7 +231,9 @@ class Compressed(Strategy):
             return None
         return parse(self.uplink(node_id, server_round) if callable(self.uplink) else self.uplink)
 
-    def _arm(self, server_round: int, messages: list[Message], grid: Grid) -> None:
+    def _arm(
+        self, server_round: int, messages: list[Message], grid: Grid, outgoing: Outgoing
+    ) -> None:
         """Let an engine that can do so add the updates, where their mean is all that is needed."""
         self._summing = None
         if not isinstance(grid, SummingGrid):
@@ -239,11 +241,10 @@ class Compressed(Strategy):
         plan = None
         compressors = [c for c in self._sent.values() if c is not None and not c.recalls]
         if uses_weighted_mean(self.strategy) and messages and len(compressors) == len(messages):
-            specs = {c: str(c) for c in compressors}
             plan = SumPlan(
                 server_round,
                 node_ids=tuple(self._sent),
-                uplinks=tuple(specs[c] for c in compressors),
+                uplinks=tuple(outgoing.spec(c) for c in compressors),
                 layout=layout_of(self._reference),
                 weight_key=weight_key(self.strategy),
             )
