@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, final
 
-from flwr.app import Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedcompress.partial import PartialSum, SummedReply, SummingGrid, SumPlan
-from simulations.engines.flower_internals import Run
 from simulations.engines.message_bytes import Meter, payload_bytes
+from simulations.grid_around import GridAround
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class MessageTraffic:
     message_bytes: int
 
 
-class MeasuredGrid(Grid):
+@final
+class MeasuredGrid(GridAround):
     """Any Grid, with every message counted that passes through it.
 
     Parameters
@@ -51,7 +51,7 @@ class MeasuredGrid(Grid):
     """
 
     def __init__(self, grid: Grid) -> None:
-        self.grid = grid
+        super().__init__(grid)
         self._traffic: list[MessageTraffic] = []
         self._is_armed = False
         self._sums: list[PartialSum] = []
@@ -61,44 +61,20 @@ class MeasuredGrid(Grid):
         taken, self._traffic = self._traffic, []
         return taken
 
-    def set_run(self, run: Run) -> None:
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run that the wrapped grid serves."""
-        return self.grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self.grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        return self.grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
         messages = list(messages)
-        pushed = self.grid.push_messages(messages)
+        pushed = list(self.grid.push_messages(messages))
         self._count(messages, "downlink")
         return pushed
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         replies = list(self.grid.pull_messages(message_ids))
         self._count_replies(replies)
         return replies
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    ) -> list[Message]:
         messages = list(messages)
         self._count(messages, "downlink")
         replies = list(self.grid.send_and_receive(messages, timeout=timeout))

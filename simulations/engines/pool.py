@@ -96,12 +96,13 @@ class WorkerPool(ABC):
         deadline = time.monotonic() + START_SECONDS
         while len(self._ready) < count:
             left = deadline - time.monotonic()
-            if left <= 0:
+            events = self.events(max(left, 0.0))
+            if not events and left <= 0:
                 raise ConfigError(
                     f"workers: {len(self._ready)} of {count} workers started within "
                     f"{START_SECONDS:g} s; is the cluster busy with other work?"
                 )
-            for event in self.events(left):
+            for event in events:
                 if isinstance(event, Died):
                     raise ConfigError(f"client_app: no worker could start: {event.reason}")
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from flwr.clientapp.typing import ClientAppCallable
 
 from fedcompress.errors import ConfigError
 from simulations.engines.channel import Channel
@@ -172,10 +177,18 @@ class ForkPool(WorkerPool):
 def _described(client_app: AppFactory) -> dict[str, str | None]:
     if isinstance(client_app, str):
         return {"app": client_app}
-    from ray import cloudpickle  # the one that Ray would pickle it with
+    return {"app": None, "factory": _pickled(client_app).hex()}
 
-    pickled: bytes = cloudpickle.dumps(client_app)  # type: ignore[no-untyped-call]
-    return {"app": None, "factory": pickled.hex()}
+
+def _pickled(factory: Callable[[], ClientAppCallable]) -> bytes:
+    module = getattr(factory, "__module__", type(factory).__module__)
+    if module != "__main__":  # which is another module where this is read
+        with suppress(pickle.PicklingError, AttributeError, TypeError):
+            return pickle.dumps(factory)
+    from ray import cloudpickle  # half a second, and it pickles functions by their code
+
+    pickled: bytes = cloudpickle.dumps(factory)  # type: ignore[no-untyped-call]
+    return pickled
 
 
 def _kills_for_memory() -> int:

@@ -234,6 +234,7 @@ def test_an_address_where_something_else_listens_ends_quickly() -> None:
 def test_a_run_that_was_killed_leaves_no_states_behind(root: Path) -> None:
     script = textwrap.dedent("""
         import os, signal
+        from simulations.engines.state_files import StateFiles
         files = StateFiles()
         files.write(1, b"state")
         print(files.path(1), flush=True)
