@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from flwr.app import Message, UserConfig
 
+from fedcompress.aggregation import block_size
 from fedcompress.errors import ConfigError
 from simulations.engines.base import SimulatedGrid
 from simulations.engines.client_call import AppFactory
@@ -19,10 +20,10 @@ from simulations.engines.schedule import (
     FIRST_SHARE_UNKNOWN,
     CostModel,
     RangeQueue,
-    block_size,
 )
 from simulations.engines.shared_model import SharedModel
 from simulations.engines.state_files import StateFiles
+from simulations.engines.summing import RoundSums
 
 
 class ClientSpan(NamedTuple):
@@ -161,6 +162,8 @@ class RayGrid(SimulatedGrid):
         costs = self._costs.costs(node_ids, self.compute_seconds)
         share = FIRST_SHARE if self._costs.knows else FIRST_SHARE_UNKNOWN
         queue = RangeQueue(costs, block_size(len(messages)), sorted(self._pool.ready), share)
+        plan = self._plan_for(messages)
+        sums = None if plan is None else RoundSums(plan)
         this_round = Round(
             self._pool,
             messages,
@@ -170,10 +173,13 @@ class RayGrid(SimulatedGrid):
             queue,
             costs,
             self._client_timeout,
+            sums,
         )
         for answer in this_round.run(deadline):
             self._accept(answer, node_ids[answer.position])
             yield answer.position, answer.reply
+        if sums is not None:
+            self._sums = sums.finish()
 
     def _accept(self, answer: Answer, node_id: int) -> None:
         """Commit what a call changed."""

@@ -28,6 +28,7 @@ from simulations.engines.pool import START_SECONDS, Died, Event, Received, Worke
 from simulations.engines.schedule import RangeQueue
 from simulations.engines.shared_model import SharedModel
 from simulations.engines.state_files import StateFiles
+from simulations.engines.summing import RoundSums, from_buffers
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ class Round:
         Expected seconds by position.
     client_timeout : float or None
         Seconds that a client may take.
+    sums : RoundSums, optional
+        Where the workers' sums go; without it they do not sum.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Round:
         queue: RangeQueue,
         costs: Sequence[float],
         client_timeout: float | None,
+        sums: RoundSums | None = None,
     ) -> None:
         self._pool = pool
         self._messages = messages
@@ -109,6 +113,8 @@ class Round:
         self._queue = queue
         self._costs = costs
         self._client_timeout = client_timeout
+        self._sums = sums
+        self._is_timed = client_timeout is not None
         self._shared = SharedContents(message.content for message in messages)
         self._file: list[Part] | None = None
         self._at_node: dict[str, tuple[int, str | None]] = {}
@@ -118,6 +124,7 @@ class Round:
 
     def run(self, deadline: float | None) -> Iterator[Answer]:
         """Yield answers as they come, until `deadline` (of `time.monotonic`)."""
+        self._is_timed = self._is_timed or deadline is not None
         try:
             self._feed()
             while self._queue or any(work.ranges for work in self._work.values()):
@@ -169,7 +176,9 @@ class Round:
                     self._states.new_path(node_id) if is_here else None,
                 ]
             )
-        return packer.finish([self._client_timeout is not None, tasks])
+        # Clients of a part of a block run again: the rest of it may have been summed elsewhere.
+        sums = self._sums is not None and self._queue.are_whole_blocks(positions)
+        return packer.finish([self._client_timeout is not None, self._is_timed, sums, tasks])
 
     def _inform(self, worker: int, work: _Work) -> bool:
         """Tell a worker what the round's clients share, once; False if it has to wait for that."""
@@ -210,6 +219,7 @@ class Round:
                 [setting.run_id, setting.num_clients, list(config), list(config.values())],
                 [path, [len(buffer) for buffer in buffers], places, keep],
                 self._shared.pack(packer),
+                None if self._sums is None else self._sums.plan.to_json(),
             ]
         )
 
@@ -249,7 +259,10 @@ class Round:
 
     def _answers(self, event: Received, work: _Work) -> Iterator[Answer]:
         unpacker = Unpacker(event.parts)
-        for row in unpacker.value:
+        rows, sums = unpacker.value
+        if sums and self._sums is not None:
+            self._sums.take(from_buffers([unpacker.part(number) for number in sums]))
+        for row in rows:
             position = row[0]
             work.ranges[0].remove(position)
             if not work.ranges[0]:

@@ -7,21 +7,13 @@ part block by block, and one that has none left takes from the end of the longes
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 
 # What a worker is sent at first of its range: all but a tenth where costs are known.
 FIRST_SHARE = 0.9
 FIRST_SHARE_UNKNOWN = 0.5
-
-
-def block_size(count: int) -> int:
-    """Return how many neighbouring messages of a round of `count` make a block."""
-    for size, largest in ((1, 32), (4, 128), (8, 1024)):
-        if count <= largest:
-            return size
-    return 32
 
 
 class RangeQueue:
@@ -78,6 +70,11 @@ class RangeQueue:
         low, high = self._ranges[longest]
         self._ranges[longest] = (low, high - 1)
         return list(self._blocks[high - 1])
+
+    def are_whole_blocks(self, positions: Iterable[int]) -> bool:
+        """Whether these positions are all those of the blocks that they are in."""
+        counts = Counter(self.block_of(position) for position in positions)
+        return all(count == len(self._blocks[block]) for block, count in counts.items())
 
     def put_back(self, positions: Iterable[int]) -> None:
         """Return the clients of a worker that died, each block by itself: one may be the cause."""

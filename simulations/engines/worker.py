@@ -13,6 +13,7 @@ from flwr.app import RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedcompress.errors import ConfigError
+from fedcompress.partial import SumPlan
 from simulations.engines import frames
 from simulations.engines.channel import Channel, Frame
 from simulations.engines.client_call import (
@@ -26,9 +27,12 @@ from simulations.engines.client_call import (
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
 from simulations.engines.packing import Json, Packer, Unpacker, pack_metadata, unpack_metadata
 from simulations.engines.shared_model import SharedModel, read_arrays
+from simulations.engines.summing import RangeSums, to_buffers
 
 # Answers of quick clients go back together: a frame costs both sides some 50 microseconds.
 SEND_EVERY_SECONDS = 0.01
+# With their sum goes a model or several, so it goes less often.
+SEND_SUMS_EVERY_SECONDS = 0.25
 
 
 def work(connection: socket.socket, client_app: object) -> None:
@@ -66,6 +70,7 @@ class ClientWorker:
         self._stored = SharedModel()
         self._round: Unpacker | None = None
         self._setting = Setting(0, 0, {})
+        self._sums: RangeSums | None = None
 
     def serve(self) -> None:
         """Answer frames until the driver closes the connection, which raises EOFError."""
@@ -82,7 +87,8 @@ class ClientWorker:
     def _open_round(self, frame: Frame) -> None:
         self._round = None  # its arrays go before the new ones come
         opened = Unpacker(frame.parts)
-        (run_id, num_clients, names, values), arrays, shared = opened.value
+        (run_id, num_clients, names, values), arrays, shared, plan = opened.value
+        self._sums = None if plan is None else RangeSums(SumPlan.from_json(plan))
         self._setting = Setting(run_id, num_clients, dict(zip(names, values, strict=True)))
         opened.take_shared(shared, self._arrays(opened, *arrays))
         self._round = opened
@@ -106,8 +112,8 @@ class ClientWorker:
         """Call the clients of one range; send their answers in order, several at a time."""
         assert self._round is not None
         unpacker = Unpacker(frame.parts).shared_with(self._round)
-        tell, tasks = unpacker.value
-        answers = _Answers(self._channel)
+        tell, is_timed, sums, tasks = unpacker.value
+        answers = _Answers(self._channel, self._sums if sums else None, is_timed)
         begun: list[float] = []
 
         def calls() -> Iterator[ClientCall]:
@@ -126,16 +132,32 @@ class ClientWorker:
 
 
 class _Answers:
-    """Answers that wait to be sent."""
+    """Answers that wait to be sent; those whose updates are summed go when their block is whole.
 
-    def __init__(self, channel: Channel) -> None:
+    Parameters
+    ----------
+    channel : Channel
+        The connection to the driver.
+    sums : RangeSums, optional
+        Where updates are summed, if they are; then the range is one of whole blocks.
+    is_timed : bool
+        Whether clients are waited for no longer than some time: then no answer waits for others.
+    """
+
+    def __init__(self, channel: Channel, sums: RangeSums | None, is_timed: bool) -> None:
         self._channel = channel
+        self._sums = sums
+        self._send_every = (
+            SEND_EVERY_SECONDS if sums is None or is_timed else SEND_SUMS_EVERY_SECONDS
+        )
         self._packer = Packer()
         self._waiting: list[Json] = []
         self._sent = time.monotonic()
 
     def add(self, position: int, result: ClientResult, save_as: str | None, began: float) -> None:
         reply, packer = result.reply, self._packer
+        if self._sums is not None:
+            reply = self._sums.add(position, reply)
         self._waiting.append(
             [
                 position,
@@ -149,18 +171,20 @@ class _Answers:
                 time.monotonic() - began,
             ]
         )
-        if time.monotonic() - self._sent > SEND_EVERY_SECONDS:
+        if time.monotonic() - self._sent > self._send_every:
             self.flush()
 
     def flush(self, began: int | None = None) -> None:
         """Send what waits, and which client is called next."""
-        if self._waiting:
-            self._channel.post(frames.ANSWERS, self._packer.finish(self._waiting))
+        if self._waiting and (self._sums is None or self._sums.is_between_blocks):
+            sums = [] if self._sums is None else to_buffers(self._sums.take())
+            parts = [self._packer.part(buffer) for buffer in sums]
+            self._channel.post(frames.ANSWERS, self._packer.finish([self._waiting, parts]))
             self._packer, self._waiting = Packer(), []
+            self._sent = time.monotonic()
         if began is not None:
             self._channel.post(frames.BEGAN, [str(began).encode()])
         self._channel.flush()
-        self._sent = time.monotonic()
 
 
 def _read(state: str | int | None, unpacker: Unpacker) -> RecordDict:

@@ -15,6 +15,7 @@ from flwr.common.constant import ErrorCode
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedcompress.aggregation import block_size
 from simulations.engines.channel import Channel, Frame, Part
 from simulations.engines.flower_internals import (
     CLIENT_CRASHED,
@@ -31,7 +32,7 @@ from simulations.engines.packing import (
     pack_metadata,
     unpack_metadata,
 )
-from simulations.engines.schedule import FIRST_SHARE, CostModel, RangeQueue, block_size
+from simulations.engines.schedule import FIRST_SHARE, CostModel, RangeQueue
 from simulations.engines.shared_model import SharedModel, read_arrays
 from simulations.engines.state_files import StateFiles
 
