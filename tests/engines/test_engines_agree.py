@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -154,13 +155,16 @@ def test_a_run_whose_cluster_goes_away_ends_and_says_so(root: Path) -> None:
                 print(type(error).__name__, error, flush=True)
     """)
     start = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    paths = os.pathsep.join([str(root), str(Path(__file__).parent)])
+    # There Ray keeps which cluster is this machine's, also when it is gone.
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        ended = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": paths, "RAY_TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert "ConfigError engine: Ray does not answer any more" in ended.stdout, ended
     assert time.monotonic() - start < 150
