@@ -116,7 +116,7 @@ class Checkpoint:
                 error.filename = str(self.path)
             raise
 
-    def load(self) -> tuple[int, dict[str, Any], SavedStates] | None:
+    def load(self) -> tuple[int, dict[str, Any], Mapping[int, bytes]] | None:
         """Return (round, server, client states) of the last complete save, None before any.
 
         The states are read when they are asked for: before the next save, that is.
