@@ -22,16 +22,10 @@ from flwr.common.constant import (
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.constant import DEFAULT_SIMULATION_CONFIG
-from flwr.supercore.inflatable.inflatable_object import (
-    InflatableObject,
-    get_all_nested_objects,
-    no_object_id_recompute,
-)
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedcompress.dense import share_array as copy_array
 from fedcompress.dense import share_record
 
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
@@ -49,21 +43,17 @@ __all__ = [
     "MAX_CHUNK_BYTES",
     "REPLY_REFUSED",
     "SERVER_NODE_ID",
-    "InflatableObject",
     "Run",
     "app_settings",
     "assume_server_identity",
     "build_message",
-    "copy_array",
     "copy_records",
     "empty_run",
     "load_component",
     "merge_run_config",
-    "no_object_id_recompute",
     "records_from_bytes",
     "records_to_bytes",
     "set_message_id",
-    "transport_bytes",
 ]
 
 
@@ -116,14 +106,6 @@ def records_to_bytes(records: RecordDict) -> bytes:
 def records_from_bytes(data: bytes) -> RecordDict:
     """Undo `records_to_bytes`."""
     return recorddict_from_proto(RecordDictProto.FromString(data))
-
-
-def transport_bytes(thing: InflatableObject) -> dict[str, int]:
-    """Bytes of every object that Flower's transport sends for one thing, by object id."""
-    return {
-        object_id: len(nested.deflate())
-        for object_id, nested in get_all_nested_objects(thing).items()
-    }
 
 
 def app_settings(folder: Path) -> dict[str, Any]:
