@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord, Error, Message, Metadata, RecordDict, UserConfig
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+    UserConfig,
+)
 from flwr.app.message import make_message
 from flwr.common.config import (
     flatten_dict,
@@ -27,6 +36,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcompress.dense import share_record
+
+R = TypeVar("R", RecordDict, ArrayRecord, MetricRecord, ConfigRecord)
 
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 CLIENT_CRASHED: int = ErrorCode.CLIENT_APP_CRASHED
@@ -49,6 +60,7 @@ __all__ = [
     "build_message",
     "copy_records",
     "empty_run",
+    "filled",
     "load_component",
     "merge_run_config",
     "records_from_bytes",
@@ -81,6 +93,12 @@ def build_message(
 def set_message_id(message: Message, message_id: str) -> None:
     """Name a message, as Flower's own grids do when they push it."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def filled(record: R, items: Mapping[str, object]) -> R:
+    """Fill an empty record with what came out of one, which Flower has checked already."""
+    vars(record)["_data"].update(items)
+    return record
 
 
 def copy_records(records: RecordDict) -> RecordDict:

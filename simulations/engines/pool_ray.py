@@ -122,6 +122,7 @@ class RayPool(WorkerPool):
         self._nodes: dict[int, str] = {}
         self._serials: dict[int, int] = {}  # by which a worker's number is known as it connects
         self._begun = 0
+        self._asked = 0.0
         fit = workers_that_fit(cpus_per_worker, gpus_per_worker)
         self.wanted = fit if workers == "auto" else workers
         if self.wanted > fit or not self.wanted:
@@ -166,7 +167,10 @@ class RayPool(WorkerPool):
         while True:
             left = _ASK_EVERY_SECONDS if deadline is None else deadline - time.monotonic()
             found = super().events(max(min(left, _ASK_EVERY_SECONDS), 0.0))
-            found += self._failed_starts()
+            if time.monotonic() - self._asked >= _ASK_EVERY_SECONDS:
+                found += self._failed_starts()
+                self._drop_homeless()
+                self._asked = time.monotonic()
             if found or (deadline is not None and time.monotonic() >= deadline):
                 return found
 
@@ -231,6 +235,18 @@ class RayPool(WorkerPool):
             return []
         ended, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
         return [Died(waiting[call], self._why_died(waiting[call]), started=False) for call in ended]
+
+    def _drop_homeless(self) -> None:
+        """Give up workers that cannot start: Ray learns late that a node with their room is gone.
+
+        One is kept, for a cluster whose last worker died may have room again.
+        """
+        homeless = self._actors.keys() - self._channels.keys()
+        if not homeless:
+            return
+        fit = ask_ray(lambda: workers_that_fit(*self._resources))
+        for worker in list(homeless)[: max(len(self._actors) - max(fit, 1), 0)]:
+            del self._actors[worker]
 
     def _why_died(self, worker: int) -> str:
         """Ask Ray why a worker's call ended; empty if it knows nothing yet."""
