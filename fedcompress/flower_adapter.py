@@ -4,10 +4,10 @@
 else, by the identity of their methods; the tests fail loudly when Flower changes them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.serverapp.strategy import (
     FedAdagrad,
@@ -28,6 +28,13 @@ _BY_WEIGHTED_MEAN = {
 def uses_weighted_mean(strategy: Strategy) -> bool:
     """Whether all that a strategy takes from the clients' arrays is their weighted mean."""
     return isinstance(strategy, FedAvg) and type(strategy).aggregate_train in _BY_WEIGHTED_MEAN
+
+
+def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """Make a record that holds these very arrays, which `ArrayRecord` would check and copy."""
+    record = ArrayRecord()
+    vars(record)["_data"].update(arrays)
+    return record
 
 
 def with_content(message: Message, content: RecordDict) -> Message:

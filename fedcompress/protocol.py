@@ -12,7 +12,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from fedcompress.dense import dense_array, dense_values, plain_array
 from fedcompress.errors import LayoutError, NotFiniteError, PayloadError
+from fedcompress.flower_adapter import record_of
 
 STYPE = "fedcompress.v1"
 RECORD = "fedcompress"  # key of our own records in replies and in Context.state
@@ -39,17 +41,17 @@ def record_to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
 
 def tensors_to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Write tensors as dense arrays."""
-    return ArrayRecord({name: Array(x.detach().cpu().numpy()) for name, x in tensors.items()})
+    return record_of({name: dense_array(x.detach().cpu().numpy()) for name, x in tensors.items()})
 
 
 def payloads_to_record(payloads: list[bytes]) -> ArrayRecord:
     """Write payloads as opaque arrays, one each."""
-    record = ArrayRecord()
-    for i, payload in enumerate(payloads):
-        record[f"payload-{i}"] = Array(
-            dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload
-        )
-    return record
+    return record_of(
+        {
+            f"payload-{i}": plain_array("uint8", (len(payload),), STYPE, payload)
+            for i, payload in enumerate(payloads)
+        }
+    )
 
 
 def record_to_payloads(record: ArrayRecord) -> list[bytes]:
@@ -138,7 +140,8 @@ def settings_of(content: RecordDict) -> dict[str, object]:
     """Collect the settings that the server put into a message."""
     return {
         key: value
-        for record in content.config_records.values()
+        for record in content.values()
+        if isinstance(record, ConfigRecord)
         for key, value in record.items()
         if key.startswith(KEY_PREFIX)
     }
@@ -160,7 +163,7 @@ def without_settings(content: RecordDict) -> RecordDict:
 
 def single_array_record(content: RecordDict, what: str) -> tuple[str, ArrayRecord]:
     """Give the one ArrayRecord of a message and its key."""
-    records = content.array_records
+    records = array_records(content)
     if len(records) != 1:
         raise LayoutError(
             f"{what}: holds {len(records)} ArrayRecords ({', '.join(records) or 'none'}), "
@@ -170,16 +173,21 @@ def single_array_record(content: RecordDict, what: str) -> tuple[str, ArrayRecor
     return key, records[key]
 
 
+def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
+    """Give the ArrayRecords of a content by key; Flower's property of that name sets each anew."""
+    return {key: record for key, record in content.items() if isinstance(record, ArrayRecord)}
+
+
 def data_bytes(content: RecordDict) -> int:
     """Count the bytes of all arrays of a message as they lie in it."""
     return sum(
-        len(array.data) for record in content.array_records.values() for array in record.values()
+        len(array.data) for record in array_records(content).values() for array in record.values()
     )
 
 
 def without_arrays(content: RecordDict) -> RecordDict:
     """Copy a reply's content without its arrays and our own record."""
-    arrays = content.array_records
+    arrays = array_records(content)
     return RecordDict({k: r for k, r in content.items() if k not in arrays and k != RECORD})
 
 
@@ -192,7 +200,7 @@ def with_model(content: RecordDict, model: Mapping[str, Tensor]) -> RecordDict:
 
 def _tensor(name: str, array: Array) -> Tensor:
     try:
-        x = array.numpy()
+        x = dense_values(array)
         if not x.flags.writeable or not x.dtype.isnative:
             x = x.astype(x.dtype.newbyteorder("="))
         return torch.from_numpy(x)
