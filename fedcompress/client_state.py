@@ -9,7 +9,7 @@ and goes back to it if that reply never arrived.
 import logging
 from typing import cast
 
-from flwr.app import ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from torch import Tensor
 
 from fedcompress import protocol
@@ -35,7 +35,7 @@ def load_state(
     fresh = compressor.init(update)
     if not fresh:
         return fresh
-    kept = context.state.config_records.get(protocol.RECORD, ConfigRecord())
+    kept = protocol.kept_in(context.state)
     if protocol.STATE_RECORD not in context.state or _LAYOUT not in kept:
         return fresh
     if kept[_LAYOUT] != fingerprint_layout(update):
@@ -45,8 +45,8 @@ def load_state(
     if compressor.recalls and not _go_to_round(context, kept, settings):
         _start_anew(context)
         return fresh
-    stored = context.state.array_records[protocol.STATE_RECORD]
-    tensors = protocol.record_to_tensors(stored)
+    stored = context.state[protocol.STATE_RECORD]
+    tensors = protocol.record_to_tensors(stored) if isinstance(stored, ArrayRecord) else {}
     if tensors.keys() != fresh.keys():
         # A spec that differs in its numbers only, as on a schedule, keeps the same state.
         logger.warning(
@@ -66,8 +66,8 @@ def save_state(
         context.state.pop(protocol.STATE_RECORD, None)
         _forget_before(context)
         return
-    kept = context.state.config_records.get(protocol.RECORD, ConfigRecord())
-    before = context.state.array_records.get(protocol.STATE_RECORD)
+    kept = protocol.kept_in(context.state)
+    before = context.state.get(protocol.STATE_RECORD)
     if compressor.recalls and before is not None:
         context.state[protocol.BEFORE_RECORD] = before
         kept[_BEFORE_ROUND] = _integer(kept, _ROUND)
@@ -93,7 +93,7 @@ def _go_to_round(context: Context, kept: ConfigRecord, settings: dict[str, objec
         return False
     if held == _integer(kept, _ROUND):
         return True
-    before = context.state.array_records.get(protocol.BEFORE_RECORD)
+    before = context.state.get(protocol.BEFORE_RECORD)
     if before is None or held != _integer(kept, _BEFORE_ROUND):
         return False
     logger.info(
@@ -113,8 +113,8 @@ def _start_anew(context: Context) -> None:
 
 def _forget_before(context: Context) -> None:
     context.state.pop(protocol.BEFORE_RECORD, None)
-    kept = context.state.config_records.get(protocol.RECORD)
-    if kept is not None:
+    kept = context.state.get(protocol.RECORD)
+    if isinstance(kept, ConfigRecord):
         kept.pop(_BEFORE_ROUND, None)
 
 

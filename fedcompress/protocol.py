@@ -136,6 +136,12 @@ def checksum(arrays: Mapping[str, Tensor]) -> int:
     return value
 
 
+def kept_in(state: RecordDict) -> ConfigRecord:
+    """Give our own record in a client's state, an empty one where there is none."""
+    kept = state.get(RECORD)
+    return kept if isinstance(kept, ConfigRecord) else ConfigRecord()
+
+
 def settings_of(content: RecordDict) -> dict[str, object]:
     """Collect the settings that the server put into a message."""
     return {
