@@ -23,6 +23,7 @@ _SPEC = "spec"
 _LAYOUT = "layout"
 _ROUND = "round"  # in which the state was made
 _BEFORE_ROUND = "before-round"
+_MOST_NAMES = 64
 
 
 def load_state(
@@ -32,28 +33,32 @@ def load_state(
     settings: dict[str, object],
 ) -> State:
     """Give the state from which this round's update is to be encoded."""
-    fresh = compressor.init(update)
-    if not fresh:
-        return fresh
     kept = protocol.kept_in(context.state)
     if protocol.STATE_RECORD not in context.state or _LAYOUT not in kept:
-        return fresh
-    if kept[_LAYOUT] != fingerprint_layout(update):
+        return compressor.init(update)
+    layout = fingerprint_layout(update)
+    names = _names_of(compressor.spec, layout, compressor, update)
+    if not names:
+        return {}
+    if kept[_LAYOUT] != layout:
         logger.warning("client %s: the model changed; its state is lost", client_key(context))
         _start_anew(context)
-        return fresh
+        return compressor.init(update)
     if compressor.recalls and not _go_to_round(context, kept, settings):
         _start_anew(context)
-        return fresh
+        return compressor.init(update)
     stored = context.state[protocol.STATE_RECORD]
     tensors = protocol.record_to_tensors(stored) if isinstance(stored, ArrayRecord) else {}
-    if tensors.keys() != fresh.keys():
+    if tensors.keys() == set(names):
+        state: State = {name: tensors[name] for name in names}
+    else:
         # A spec that differs in its numbers only, as on a schedule, keeps the same state.
         logger.warning(
             "client %s: the spec changed from %s to %s; state that no longer fits is lost",
             *(client_key(context), kept.get(_SPEC), compressor),
         )
-    state = {name: tensors.get(name, x) for name, x in fresh.items()}
+        fresh = compressor.init(update)
+        state = {name: tensors.get(name, x) for name, x in fresh.items()}
     missed = _integer(settings, protocol.ROUND_KEY) - _integer(kept, _ROUND) - 1
     return compressor.after_absence(state, missed) if _ROUND in kept and missed > 0 else state
 
@@ -73,7 +78,7 @@ def save_state(
         kept[_BEFORE_ROUND] = _integer(kept, _ROUND)
     else:
         _forget_before(context)
-    kept[_SPEC] = str(compressor)
+    kept[_SPEC] = compressor.spec
     kept[_LAYOUT] = fingerprint_layout(update)
     kept[_ROUND] = round
     context.state[protocol.RECORD] = kept
@@ -84,6 +89,20 @@ def client_key(context: Context) -> int | str:
     """Give what keys the randomness of this client: its partition, or else its node."""
     partition = context.node_config.get("partition-id", context.node_id)
     return partition if isinstance(partition, int | str) else str(partition)
+
+
+_NAMES: dict[tuple[str, int], tuple[str, ...]] = {}
+
+
+def _names_of(
+    spec: str, layout: int, compressor: Compressor, update: dict[str, Tensor]
+) -> tuple[str, ...]:
+    """Name what a compressor remembers of a model; found out once, for it takes a whole state."""
+    if (spec, layout) not in _NAMES:
+        if len(_NAMES) >= _MOST_NAMES:
+            _NAMES.clear()
+        _NAMES[spec, layout] = tuple(compressor.init(update))
+    return _NAMES[spec, layout]
 
 
 def _go_to_round(context: Context, kept: ConfigRecord, settings: dict[str, object]) -> bool:

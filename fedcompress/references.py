@@ -58,7 +58,7 @@ class Reference:
         PayloadError
             If the payload does not verify.
         """
-        key = (str(compressor), payload)
+        key = (compressor.spec, payload)
         led_to = self._next.get(key)
         if led_to is None:
             update = compressor.decode(payload, self.tensors)
