@@ -11,8 +11,7 @@ from fedcompress.kernels.uniform import round_nearest, round_stochastic
 
 _MASK = np.uint32(0x7FFFFFFF)
 _INFINITE = np.uint32(0x7F800000)
-_LINE = 16
-_SMALL = 1 << 13
+_SMALL = 1 << 10
 _SAMPLES = 1 << 10
 _SHIFT = np.uint32(20)  # magnitudes have 31 bits: 11, 11 and 9
 _SECOND = np.uint32(9)
@@ -50,12 +49,12 @@ def keep(
     least = np.uint32(0)
     if x.size > _SMALL and kept.size < x.size:
         least = _below(magnitudes, kept.size)
-    found = np.empty(x.size + _LINE, np.int64)
-    top, count = _collect(magnitudes, least, found)
-    if top >= _INFINITE:
+    if _top(magnitudes) >= _INFINITE:
         return np.float32(-1)
+    found = np.empty(x.size + 8, np.int64)
+    count = _collect(magnitudes, least, found)
     if count < kept.size:  # a sample that misled
-        top, count = _collect(magnitudes, np.uint32(0), found)
+        count = _collect(magnitudes, np.uint32(0), found)
     _narrow(magnitudes, found[:count], kept)
     values = np.empty(kept.size, np.float32)
     largest = np.float32(0)
@@ -83,15 +82,16 @@ def _step(largest: float, most: int) -> np.float32:
 def _below(bits: np.ndarray, k: int) -> np.uint32:
     """Give a magnitude that the k-th largest very likely exceeds, from a sample."""
     counts = np.zeros(_BINS, np.int64)
-    stretch = bits.size / _SAMPLES
+    samples = min(_SAMPLES, bits.size // 8)
+    stretch = bits.size / samples
     word = np.uint64(2463534242)
-    for i in range(_SAMPLES):
+    for i in range(samples):
         word ^= word << np.uint64(13)  # xorshift (Marsaglia, 2003)
         word ^= word >> np.uint64(7)
         word ^= word << np.uint64(17)
         place = int((i + (word >> np.uint64(32)) / 4294967296.0) * stretch)
         counts[(bits[min(bits.size - 1, place)] & _MASK) >> _SHIFT] += 1
-    rank = k / bits.size * _SAMPLES
+    rank = k / bits.size * samples
     wanted = rank + 5 * np.sqrt(rank) + 5
     above = 0
     for i in range(_BINS - 1, 0, -1):
@@ -102,59 +102,63 @@ def _below(bits: np.ndarray, k: int) -> np.uint32:
 
 
 @kernel
-def _collect(bits: np.ndarray, least: np.uint32, found: np.ndarray) -> tuple[np.uint32, int]:
-    """Collect positions of magnitudes from ``least`` on; give the largest of all and how many."""
+def _top(bits: np.ndarray) -> np.uint32:
+    """Give the largest magnitude."""
     top = np.uint32(0)
+    for i in range(bits.size):
+        top = max(top, bits[i] & _MASK)
+    return top
+
+
+@kernel
+def _collect(bits: np.ndarray, least: np.uint32, found: np.ndarray) -> int:
+    """Collect positions of magnitudes from ``least`` on, of eight at a time; give how many."""
+    flags = np.empty((bits.size + 7) // 8 * 8, np.uint8)
+    for i in range(bits.size):
+        flags[i] = (bits[i] & _MASK) >= least
+    for i in range(bits.size, flags.size):
+        flags[i] = 0
     count = 0
-    whole = bits.size // _LINE * _LINE
-    for start in range(0, whole, _LINE):
-        line = bits[start : start + _LINE]
-        high = np.uint32(0)
-        for j in range(_LINE):
-            high = max(high, line[j] & _MASK)
-        top = max(top, high)
-        if high >= least:
-            for j in range(_LINE):
-                found[count] = start + j
-                count += (line[j] & _MASK) >= least
-    for i in range(whole, bits.size):
-        magnitude = bits[i] & _MASK
-        top = max(top, magnitude)
-        found[count] = i
-        count += magnitude >= least
-    return top, count
+    words = flags.view(np.uint64)
+    for i in range(words.size):
+        if words[i]:
+            for j in range(8 * i, 8 * i + 8):
+                found[count] = j
+                count += flags[j]
+    return count
 
 
 @kernel
 def _narrow(bits: np.ndarray, found: np.ndarray, kept: np.ndarray) -> None:
     """Of the positions found keep the largest, in three passes over digits of their bits."""
-    wanted = kept.size
-    prefix = np.uint32(0)
+    magnitudes = np.empty(found.size, np.uint32)
     counts = np.zeros(_BINS, np.int64)
-    for i in found:
-        counts[(bits[i] & _MASK) >> _SHIFT] += 1
-    digit, wanted = _digit(counts, wanted)
+    for j in range(found.size):
+        magnitudes[j] = bits[found[j]] & _MASK
+        counts[magnitudes[j] >> _SHIFT] += 1
+    digit, wanted = _digit(counts, kept.size)
+    close = np.empty(counts[digit] + 1, np.uint32)  # those that begin with this digit
+    size = 0
+    for magnitude in magnitudes:
+        close[size] = magnitude
+        size += (magnitude >> _SHIFT) == digit
     prefix = np.uint32(digit)
     counts[:] = 0
-    for i in found:
-        magnitude = bits[i] & _MASK
-        if magnitude >> _SHIFT == prefix:
-            counts[(magnitude >> _SECOND) & np.uint32(2047)] += 1
+    for magnitude in close[:size]:
+        counts[(magnitude >> _SECOND) & np.uint32(2047)] += 1
     digit, wanted = _digit(counts, wanted)
     prefix = prefix << np.uint32(11) | np.uint32(digit)
     counts[:] = 0
-    for i in found:
-        magnitude = bits[i] & _MASK
+    for magnitude in close[:size]:
         if magnitude >> _SECOND == prefix:
             counts[magnitude & np.uint32(511)] += 1
     digit, ties = _digit(counts, wanted)
     least = prefix << _SECOND | np.uint32(digit)
     count = 0
-    for i in found:
-        magnitude = bits[i] & _MASK
-        if magnitude > least or (magnitude == least and ties > 0):
-            ties -= magnitude == least
-            kept[count] = i
+    for j in range(found.size):
+        if magnitudes[j] > least or (magnitudes[j] == least and ties > 0):
+            ties -= magnitudes[j] == least
+            kept[count] = found[j]
             count += 1
 
 
