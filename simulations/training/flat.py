@@ -1,0 +1,94 @@
+"""All trained parameters of a model as one vector, of which the parameters are views."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+
+@final
+class FlatParameters:
+    """One vector for the trained parameters of a model, and one for their gradients.
+
+    The parameters keep shapes and strides (channels last, say) and become views of the vector,
+    so that whatever is loaded into the model lies in it, and a step of an optimiser is one
+    operation whatever the number of layers.
+
+    Attributes
+    ----------
+    values, gradients : torch.Tensor
+        Shape (p,), of the parameters' dtype.
+    places : dict of str to int
+        Where each parameter begins.
+    """
+
+    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
+        self._trained = list(named.values())
+        first = self._trained[0]
+        sizes = [p.numel() for p in self._trained]
+        self.values = torch.empty(sum(sizes), dtype=first.dtype, device=first.device)
+        self.gradients = torch.zeros_like(self.values)
+        starts = [0, *itertools.accumulate(sizes)][:-1]
+        self.places = dict(zip(named, starts, strict=True))
+        self._views = [
+            _view(self.values, place, p) for place, p in zip(starts, self._trained, strict=True)
+        ]
+        self._gradient_views = [
+            _view(self.gradients, place, p) for place, p in zip(starts, self._trained, strict=True)
+        ]
+        for parameter, view in zip(self._trained, self._views, strict=True):
+            view.copy_(parameter.detach())
+            parameter.data = view
+
+    def holds(self) -> bool:
+        """Say whether the model's parameters still are views of the vector."""
+        return all(
+            p.data_ptr() == view.data_ptr()
+            and p.dtype == view.dtype
+            and p.stride() == view.stride()
+            for p, view in zip(self._trained, self._views, strict=True)
+        )
+
+    def take_gradients(self) -> None:
+        """Let backward passes add to `gradients`."""
+        for parameter, view in zip(self._trained, self._gradient_views, strict=True):
+            parameter.grad = view
+
+    def release_gradients(self) -> None:
+        """Leave the model's parameters without gradients."""
+        for parameter in self._trained:
+            parameter.grad = None
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, list[FlatParameters]] = weakref.WeakKeyDictionary()
+
+
+def flat_parameters(model: nn.Module) -> list[FlatParameters]:
+    """Make the trained parameters of a model views of one vector for each dtype and device."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    known = _KNOWN.get(model)
+    if (
+        known is not None
+        and sum(len(flat.places) for flat in known) == len(trained)
+        and all(flat.places.keys() <= trained.keys() and flat.holds() for flat in known)
+    ):
+        return known
+    kinds: dict[tuple[torch.dtype, torch.device], dict[str, nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        kinds.setdefault((parameter.dtype, parameter.device), {})[name] = parameter
+    _KNOWN[model] = [FlatParameters(named) for named in kinds.values()]
+    return _KNOWN[model]
+
+
+def _view(vector: Tensor, place: int, like: Tensor) -> Tensor:
+    """Give a part of a vector the shape of a tensor, and its strides where those are dense."""
+    part = vector[place : place + like.numel()]
+    order = sorted(range(like.dim()), key=lambda axis: (-like.stride(axis), axis))
+    shape = [like.shape[axis] for axis in order]
+    back = [order.index(axis) for axis in range(like.dim())]
+    return part.view(shape).permute(back) if like.dim() else part.view(())
