@@ -63,11 +63,11 @@ def batches(
     at_once = max(1, ROWS_AT_ONCE // batch_size) * batch_size
     resident = resident_data(data, device)
     if resident is not None:
-        rows = torch.from_numpy(order.astype(np.int64)).to(device)
+        places = torch.from_numpy(order.astype(np.int64)).to(device)
         for start in range(0, len(order), at_once):
-            part = rows[start : start + at_once]
-            inputs = data.inputs(resident.x.index_select(0, part))
-            yield from _cut(inputs, resident.y.index_select(0, part), batch_size)
+            there = places[start : start + at_once]
+            inputs = data.inputs(resident.x.index_select(0, there))
+            yield from _cut(inputs, resident.y.index_select(0, there), batch_size)
         return
     targets = torch.from_numpy(data.train_y[order]).to(device)
     buffers = _buffers(data, at_once)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
+import math
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -12,22 +15,35 @@ from torch import nn
 from simulations.data import FederatedData
 from simulations.training.batches import pixel_scale
 from simulations.training.dense import DenseLayer, dense_layers
-from simulations.training.flat import flat_parameters
+from simulations.training.flat import FlatParameters, flat_parameters
 from simulations.training.options import LocalResult, TrainingOptions
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@final
+@dataclass(frozen=True)
+class _Plan:
+    """A dense model as the compiled loop takes it."""
+
+    flat: FlatParameters
+    values: Array
+    layout: tuple[Array, Array, Array, Array]
+
+
+# Neither a change of a model's layers nor a hook is noticed after its first training.
+_PLANS: weakref.WeakKeyDictionary[nn.Module, _Plan] = weakref.WeakKeyDictionary()
 
 
 def can_compile(model: nn.Module, data: FederatedData, device: torch.device) -> bool:
     """Say whether there is a compiled loop for a model on these data."""
     layers = dense_layers(model)
     return (
-        device.type == "cpu"
-        and bool(layers)
+        bool(layers)
+        and device.type == "cpu"
         and data.task == "image"
         and data.train_x.dtype == np.uint8
-        and layers[0].features == int(np.prod(data.sample_shape))
-        and all(p.is_contiguous() and p.device.type == "cpu" for p in model.parameters())
+        and layers[0].features == math.prod(data.train_x.shape[1:])
     )
 
 
@@ -43,60 +59,83 @@ def train_compiled(
     The order of the samples and every step are those of `train_eagerly`; sums are rounded
     otherwise. The result does not depend on what else is trained.
     """
-    from simulations.training import dense_kernel as kernel
+    from simulations.training.dense_kernel import OPTIMIZERS, train_dense
 
-    (flat,) = flat_parameters(model)
-    layers = dense_layers(model)
-    if int(data.train_y[rows].max()) >= layers[-1].units or int(data.train_y[rows].min()) < 0:
-        raise IndexError(f"a target is no class of the model, which has {layers[-1].units}")
-    order = np.concatenate([rng.permutation(rows) for _ in range(options.local_epochs)])
-    scale, shift = _per_feature(data.pixel_mean, data.pixel_std, data.sample_shape)
-    loss = kernel.train_dense(
-        flat.values.numpy(),
-        data.train_x.reshape(len(data.train_x), -1),
-        data.train_y,
+    plan = _plan_of(model)
+    rows = np.asarray(rows)
+    orders = [rng.permutation(rows) for _ in range(options.local_epochs)]
+    order = orders[0] if len(orders) == 1 else np.concatenate(orders)
+    pixels, targets, scale, shift = _arrays(data)
+    loss = train_dense(
+        plan.values,
+        pixels,
+        targets,
         order.astype(np.int64, copy=False),
         options.local_epochs,
         options.batch_size,
         scale,
         shift,
-        *_plan(layers, tuple(flat.places.items())),
-        {"sgd": kernel.SGD, "adam": kernel.ADAM, "adamw": kernel.ADAMW}[options.optimizer],
+        *plan.layout,
+        OPTIMIZERS[options.optimizer],
         np.float32(options.learning_rate),
         np.float32(options.momentum),
         np.float32(options.weight_decay),
         np.float32(options.proximal_mu),
     )
-    model.train()
+    if loss < 0:
+        raise IndexError(f"a target is no class of the model, which has {plan.layout[2][-1]}")
+    if not model.training:
+        model.train()
     steps = options.local_epochs * -(-len(rows) // options.batch_size)
     return LocalResult(float(loss), len(rows), steps)
 
 
-@lru_cache(maxsize=8)
-def _plan(
-    layers: tuple[DenseLayer, ...], places: tuple[tuple[str, int], ...]
-) -> tuple[Array, Array, Array, Array]:
-    from simulations.training import dense_kernel as kernel
+def _plan_of(model: nn.Module) -> _Plan:
+    known = _PLANS.get(model)
+    if known is not None and known.flat.holds():
+        return known
+    model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    (flat,) = flat_parameters(model)
+    plan = _Plan(flat, flat.values.numpy(), _layout(dense_layers(model), flat.places))
+    _PLANS[model] = plan
+    return plan
 
-    kinds = {
-        None: kernel.LINEAR,
-        "relu": kernel.RELU,
-        "tanh": kernel.TANH,
-        "sigmoid": kernel.SIGMOID,
-    }
-    where = dict(places)
+
+def _layout(
+    layers: tuple[DenseLayer, ...], places: Mapping[str, int]
+) -> tuple[Array, Array, Array, Array]:
+    from simulations.training.dense_kernel import ACTIVATIONS
+
     return (
-        np.array([where[layer.weight] for layer in layers]),
-        np.array([where[layer.bias] if layer.bias else -1 for layer in layers]),
+        np.array([places[layer.weight] for layer in layers]),
+        np.array([places[layer.bias] if layer.bias else -1 for layer in layers]),
         np.array([layers[0].features, *(layer.units for layer in layers)]),
-        np.array([kinds[layer.activation] for layer in layers]),
+        np.array([ACTIVATIONS[layer.activation] for layer in layers]),
     )
 
 
-@lru_cache(maxsize=8)
-def _per_feature(
-    mean: tuple[float, ...], std: tuple[float, ...], shape: tuple[int, ...]
-) -> tuple[Array, Array]:
-    scale, shift = pixel_scale(mean, std)
-    pixels = int(np.prod(shape[1:]))
-    return np.repeat(scale, pixels), np.repeat(shift, pixels)
+_DATA: dict[str, tuple[FederatedData, tuple[Array, Array, Array, Array]]] = {}
+
+
+def _arrays(data: FederatedData) -> tuple[Array, Array, Array, Array]:
+    """Give pixels (n, features), targets, and what makes a pixel the input, by feature."""
+    known = _DATA.get("last")
+    if known is None or known[0] is not data:
+        scale, shift = pixel_scale(data.pixel_mean, data.pixel_std)
+        pixels = math.prod(data.train_x.shape[2:])
+        # Plain arrays: those of a memory map cost some microseconds more at every use.
+        arrays = (
+            _read_only(np.asarray(data.train_x).reshape(len(data.train_x), -1)),
+            _read_only(np.asarray(data.train_y)),
+            np.repeat(scale, pixels),
+            np.repeat(shift, pixels),
+        )
+        _DATA["last"] = known = data, arrays
+    return known[1]
+
+
+def _read_only(array: Array) -> Array:
+    """Give a contiguous array that cannot be written: the one kind there is compiled code for."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import fx, nn
@@ -75,7 +76,7 @@ def _find_layers(model: nn.Module) -> tuple[DenseLayer, ...]:
         return ()
     names = [name for layer in layers for name in (layer.weight, layer.bias) if name]
     used_once = len(names) == len(set(names)) and set(names) == trained
-    chained = all(a.units == b.features for a, b in zip(layers, layers[1:], strict=False))
+    chained = all(a.units == b.features for a, b in itertools.pairwise(layers))
     return layers if used_once and chained and layers and not layers[-1].activation else ()
 
 
@@ -94,12 +95,14 @@ def _follow(traced: fx.GraphModule, trained: set[str]) -> tuple[DenseLayer, ...]
         if node.all_input_nodes != [before]:
             return ()
         module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-        kind = node.target if module is None else type(module)
-        if isinstance(module, nn.Linear) and type(module) is nn.Linear and flattened:
-            bias = None if module.bias is None else f"{node.target}.bias"
+        kind: object = node.target if module is None else type(module)
+        if kind is nn.Linear and flattened:
+            linear = cast("nn.Linear", module)
+            has_bias = f"{node.target}.bias" in trained
+            bias = f"{node.target}.bias" if has_bias else None
             layers.append(
                 DenseLayer(
-                    f"{node.target}.weight", bias, module.in_features, module.out_features, None
+                    f"{node.target}.weight", bias, linear.in_features, linear.out_features, None
                 )
             )
         elif _is_flatten(node, module):
@@ -120,4 +123,3 @@ def _is_flatten(node: fx.Node, module: nn.Module | None) -> bool:
         return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
     settings = (*node.args[1:], *node.kwargs.values())
     return node.target in ("flatten", torch.flatten) and settings in ((1,), (1, -1))
-

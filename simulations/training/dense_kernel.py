@@ -17,8 +17,10 @@ from numba import njit
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-LINEAR, RELU, TANH, SIGMOID = 0, 1, 2, 3
+RELU, TANH, SIGMOID = 1, 2, 3
+ACTIVATIONS = {None: 0, "relu": RELU, "tanh": TANH, "sigmoid": SIGMOID}
 SGD, ADAM, ADAMW = 0, 1, 2
+OPTIMIZERS = {"sgd": SGD, "adam": ADAM, "adamw": ADAMW}
 ROWS = 4  # batches are filled up to a multiple of this with rows of zeros
 
 _compiled = njit(
@@ -31,7 +33,7 @@ ZERO = np.float32(0)
 
 
 @_compiled
-def _forward(x, w, z):  # type: ignore[no-untyped-def]
+def _forward(x: Array, w: Array, z: Array) -> None:
     """Set z[b, o] to the product of x[b] and w[o]; x has a multiple of `ROWS` rows."""
     units, features = w.shape
     for b in range(0, x.shape[0], 4):
@@ -73,7 +75,7 @@ def _forward(x, w, z):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _add_product(c, a, b):  # type: ignore[no-untyped-def]
+def _add_product(c: Array, a: Array, b: Array) -> None:
     """Add the matrix product of a and b to c."""
     rows, width = c.shape
     inner = b.shape[0]
@@ -114,7 +116,7 @@ def _add_product(c, a, b):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _activate(z, kind):  # type: ignore[no-untyped-def]
+def _activate(z: Array, kind: int) -> None:
     rows, width = z.shape
     if kind == RELU:
         for b in range(rows):
@@ -131,7 +133,7 @@ def _activate(z, kind):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _through_activation(delta, a, kind):  # type: ignore[no-untyped-def]
+def _through_activation(delta: Array, a: Array, kind: int) -> None:
     """Multiply by the derivative of an activation whose values are a."""
     rows, width = a.shape
     one = np.float32(1)
@@ -150,7 +152,9 @@ def _through_activation(delta, a, kind):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _cross_entropy(logits, targets, rows, factor, delta):  # type: ignore[no-untyped-def]
+def _cross_entropy(
+    logits: Array, targets: Array, rows: int, factor: np.float32, delta: Array
+) -> float:
     """Give the sum of the losses; set delta to their gradients times a factor."""
     classes = logits.shape[1]
     total = 0.0
@@ -173,26 +177,26 @@ def _cross_entropy(logits, targets, rows, factor, delta):  # type: ignore[no-unt
 
 
 @_compiled
-def train_dense(  # type: ignore[no-untyped-def]
-    parameters,
-    pixels,
-    targets,
-    order,
-    epochs,
-    batch_size,
-    scale,
-    shift,
-    weights_at,
-    biases_at,
-    sizes,
-    activations,
-    optimizer,
-    learning_rate,
-    momentum,
-    weight_decay,
-    proximal_mu,
-):
-    """Train in place; return the mean loss of the batches, NaN where a target is no class.
+def train_dense(
+    parameters: Array,
+    pixels: Array,
+    targets: Array,
+    order: Array,
+    epochs: int,
+    batch_size: int,
+    scale: Array,
+    shift: Array,
+    weights_at: Array,
+    biases_at: Array,
+    sizes: Array,
+    activations: Array,
+    optimizer: int,
+    learning_rate: np.float32,
+    momentum: np.float32,
+    weight_decay: np.float32,
+    proximal_mu: np.float32,
+) -> float:
+    """Train in place; return the mean loss of the batches, -1 where a target is no class.
 
     Parameters
     ----------
@@ -244,7 +248,7 @@ def train_dense(  # type: ignore[no-untyped-def]
                 row = order[begin + b]
                 labels[b] = targets[row]
                 if not 0 <= labels[b] < sizes[layers]:
-                    return np.nan
+                    return -1.0
                 for j in range(features):
                     x[b, j] = np.float32(pixels[row, j]) * scale[j] + shift[j]
             x[rows:] = ZERO

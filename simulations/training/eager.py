@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from simulations.data import FederatedData
 from simulations.training.batches import batches
-from simulations.training.flat import FlatParameters, flat_parameters
+from simulations.training.flat import flat_parameters
+from simulations.training.optimizer import Steps
 from simulations.training.options import LocalResult, TrainingOptions
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_Step = Callable[[], None]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -31,8 +31,7 @@ def train_eagerly(
     """Train a model in place on some rows, at least one; see `train_locally`."""
     model.to(device).train()
     flats = flat_parameters(model)
-    steps_of = [_OPTIMIZERS[options.optimizer](flat, options) for flat in flats]
-    anchors = [flat.values.clone() for flat in flats] if options.proximal_mu else []
+    optimizers = [Steps(flat.values, flat.gradients, options) for flat in flats]
     # One sample has no statistics of a batch, so normalisation takes the running ones.
     norms = [module for module in model.modules() if isinstance(module, _BATCH_NORMS)]
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -51,10 +50,8 @@ def train_eagerly(
                 loss.backward()  # type: ignore[no-untyped-call]
                 if norms and len(y) == 1:
                     _set_training(norms, True)
-                for flat, anchor in zip(flats, anchors, strict=False):
-                    flat.gradients.add_(flat.values - anchor, alpha=options.proximal_mu)
-                for step in steps_of:
-                    step()
+                for optimizer in optimizers:
+                    optimizer.step()
                 total.add_(loss.detach())
                 steps += 1
     finally:
@@ -66,40 +63,3 @@ def train_eagerly(
 def _set_training(norms: Sequence[nn.Module], mode: bool) -> None:
     for norm in norms:
         norm.train(mode)
-
-
-def _sgd(flat: FlatParameters, options: TrainingOptions) -> _Step:
-    # By hand: torch.optim costs a small model a fifth of each step.
-    values, gradients = flat.values, flat.gradients
-    velocity: Tensor | None = torch.zeros_like(values) if options.momentum else None
-
-    def step() -> None:
-        if options.weight_decay:
-            gradients.add_(values, alpha=options.weight_decay)
-        if velocity is None:
-            values.sub_(gradients, alpha=options.learning_rate)
-        else:
-            velocity.mul_(options.momentum).add_(gradients)
-            values.sub_(velocity, alpha=options.learning_rate)
-
-    return step
-
-
-def _adam(flat: FlatParameters, options: TrainingOptions) -> _Step:
-    make = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-    flat.values.grad = flat.gradients
-    optimizer = make(
-        [flat.values], lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
-    )
-
-    def step() -> None:
-        optimizer.step()
-
-    return step
-
-
-_OPTIMIZERS: dict[str, Callable[[FlatParameters, TrainingOptions], _Step]] = {
-    "sgd": _sgd,
-    "adam": _adam,
-    "adamw": _adam,
-}

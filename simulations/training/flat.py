@@ -27,37 +27,41 @@ class FlatParameters:
         Where each parameter begins.
     """
 
-    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, model: nn.Module, named: Mapping[str, nn.Parameter]) -> None:
         self._trained = list(named.values())
+        owners = [name.rpartition(".") for name in named]
+        self._owners = [(model.get_submodule(path)._parameters, name) for path, _, name in owners]
         first = self._trained[0]
         sizes = [p.numel() for p in self._trained]
         self.values = torch.empty(sum(sizes), dtype=first.dtype, device=first.device)
         self.gradients = torch.zeros_like(self.values)
         starts = [0, *itertools.accumulate(sizes)][:-1]
         self.places = dict(zip(named, starts, strict=True))
-        self._views = [
-            _view(self.values, place, p) for place, p in zip(starts, self._trained, strict=True)
-        ]
         self._gradient_views = [
             _view(self.gradients, place, p) for place, p in zip(starts, self._trained, strict=True)
         ]
-        for parameter, view in zip(self._trained, self._views, strict=True):
+        for place, parameter in zip(starts, self._trained, strict=True):
+            view = _view(self.values, place, parameter)
             view.copy_(parameter.detach())
             parameter.data = view
+        self._seen = [(p.data_ptr(), p.dtype, p.stride()) for p in self._trained]
 
     def holds(self) -> bool:
         """Say whether the model's parameters still are views of the vector."""
         return all(
-            p.data_ptr() == view.data_ptr()
-            and p.dtype == view.dtype
-            and p.stride() == view.stride()
-            for p, view in zip(self._trained, self._views, strict=True)
+            owner.get(name) is p and (p.data_ptr(), p.dtype, p.stride()) == seen
+            for (owner, name), p, seen in zip(self._owners, self._trained, self._seen, strict=True)
         )
 
     def take_gradients(self) -> None:
         """Let backward passes add to `gradients`."""
         for parameter, view in zip(self._trained, self._gradient_views, strict=True):
             parameter.grad = view
+
+    def unstack(self, stacked: Tensor) -> dict[str, Tensor]:
+        """Give views (clients, ...) of stacked vectors (clients, p) by parameter."""
+        like = zip(self.places.items(), self._trained, strict=True)
+        return {name: _view(stacked, place, parameter) for (name, place), parameter in like}
 
     def release_gradients(self) -> None:
         """Leave the model's parameters without gradients."""
@@ -81,14 +85,15 @@ def flat_parameters(model: nn.Module) -> list[FlatParameters]:
     kinds: dict[tuple[torch.dtype, torch.device], dict[str, nn.Parameter]] = {}
     for name, parameter in trained.items():
         kinds.setdefault((parameter.dtype, parameter.device), {})[name] = parameter
-    _KNOWN[model] = [FlatParameters(named) for named in kinds.values()]
+    _KNOWN[model] = [FlatParameters(model, named) for named in kinds.values()]
     return _KNOWN[model]
 
 
-def _view(vector: Tensor, place: int, like: Tensor) -> Tensor:
-    """Give a part of a vector the shape of a tensor, and its strides where those are dense."""
-    part = vector[place : place + like.numel()]
-    order = sorted(range(like.dim()), key=lambda axis: (-like.stride(axis), axis))
-    shape = [like.shape[axis] for axis in order]
-    back = [order.index(axis) for axis in range(like.dim())]
-    return part.view(shape).permute(back) if like.dim() else part.view(())
+def _view(vectors: Tensor, place: int, like: Tensor) -> Tensor:
+    """Give a part of the last axis the shape of a tensor, and its strides where those are dense."""
+    part = vectors[..., place : place + like.numel()]
+    stacked = vectors.dim() - 1
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda axis: (-strides[axis], axis))
+    back = [*range(stacked), *(stacked + order.index(axis) for axis in range(like.dim()))]
+    return part.view(*vectors.shape[:-1], *(like.shape[axis] for axis in order)).permute(back)

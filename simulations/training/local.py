@@ -56,7 +56,7 @@ def train_locally(
     if len(rows) == 0:
         return LocalResult(0.0, 0, 0)
     where = torch.device(device)
-    if choose_path(path, model, data, where) == "compiled":
+    if choose_path("auto" if path == "cohort" else path, model, data, where) == "compiled":
         from simulations.training.compiled import train_compiled
 
         return train_compiled(model, data, rows, options, rng)
