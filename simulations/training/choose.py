@@ -47,6 +47,6 @@ def choose_path(
     if path in ("auto", "compiled") and can_compile(model, data, device):
         return "compiled"
     on_accelerator = path == "auto" and device.type != "cpu" and bool(dense_layers(model))
-    if (on_accelerator or path == "cohort") and can_stack(model, data):
+    if (on_accelerator or path == "cohort") and can_stack(model, data, device):
         return "cohort"
     return "eager"

@@ -8,6 +8,7 @@ that is done. Batches that are not full have rows of weight 0.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def train_cohort(
     """
     where = torch.device(device)
     model.to(where).train()
-    if not can_stack(model, data):
+    if not can_stack(model, data, where):
         raise ValueError(f"{type(model).__name__} cannot be trained as a cohort")
     (flat,) = flat_parameters(model)
     orders = [_order(member, options) for member in members]
@@ -124,7 +125,7 @@ def train_cohort(
     return TrainedCohort(results, values[torch.from_numpy(back).to(where)], flat)
 
 
-def can_stack(model: nn.Module, data: FederatedData) -> bool:
+def can_stack(model: nn.Module, data: FederatedData, device: torch.device) -> bool:
     """Say whether a cohort of a model can be trained: stateless, of float32, nothing random.
 
     Every operation of it must have a batched form, which is tried out once on one sample.
@@ -139,26 +140,27 @@ def can_stack(model: nn.Module, data: FederatedData) -> bool:
         or any(isinstance(m, _NOT_STACKED) for m in model.modules())
     ):
         return False
+    # Which operations there are does not depend on having the device: tensors without memory do.
+    kind = "cpu" if device.type == "cpu" else "meta"
     tried = _TRIED.setdefault(model, {})
-    device = parameters[0].device
-    if device not in tried:
-        tried[device] = _works_stacked(model, data, device)
-    return tried[device]
+    if kind not in tried:
+        tried[kind] = _works_stacked(copy.deepcopy(model).to(kind), data)
+    return tried[kind]
 
 
 # Dropout draws other numbers when stacked; recurrent layers are taken apart, client by client.
 _NOT_STACKED = (nn.modules.dropout._DropoutNd, nn.RNNBase)
-_TRIED: weakref.WeakKeyDictionary[nn.Module, dict[torch.device, bool]] = weakref.WeakKeyDictionary()
+_TRIED: weakref.WeakKeyDictionary[nn.Module, dict[str, bool]] = weakref.WeakKeyDictionary()
 
 
-def _works_stacked(model: nn.Module, data: FederatedData, device: torch.device) -> bool:
+def _works_stacked(model: nn.Module, data: FederatedData) -> bool:
     (flat,) = flat_parameters(model)
     values = flat.values.repeat(2, 1)
     program = gradient_program(model, flat, values, torch.zeros_like(values))
-    x = data.inputs(torch.from_numpy(np.array(data.train_x[:1])).to(device))
-    y = torch.zeros((2, 1), dtype=torch.int64, device=device)
+    x = data.inputs(np.array(data.train_x[:1])).to(values.device)
+    y = torch.zeros((2, 1), dtype=torch.int64, device=values.device)
     try:
-        program(torch.stack([x, x]), y, torch.ones((2, 1), device=device))
+        program(torch.stack([x, x]), y, torch.ones((2, 1), device=values.device))
     except (RuntimeError, NotImplementedError):  # what torch.func raises for what it cannot do
         return False
     return True

@@ -245,10 +245,20 @@ def test_what_is_no_stack_of_dense_layers_is_told_apart(
 def test_what_cannot_be_stacked_is_trained_one_by_one(
     digits: FederatedData, build: Callable[[], nn.Module]
 ) -> None:
-    assert not can_stack(build(), digits)
+    assert not can_stack(build(), digits, CPU)
     assert choose_path("cohort", build(), digits, CPU) == "eager"
     with pytest.raises(ValueError, match="cannot be trained as a cohort"):
         train_cohort(build(), digits, members(), TrainingOptions())
+
+
+def test_a_cohort_on_a_gpu_needs_none_to_be_chosen(digits: FederatedData) -> None:
+    gpu = torch.device("cuda")
+    lenet = build_model("lenet", (1, 8, 8), 10, seed=0)
+    resnet = build_model("resnet", (1, 8, 8), 10, seed=0)
+    assert choose_path("auto", model_of("mlp"), digits, gpu) == "cohort"
+    assert choose_path("cohort", lenet, digits, gpu) == "cohort"
+    assert choose_path("compiled", lenet, digits, gpu) == "eager"
+    assert choose_path("cohort", resnet, digits, gpu) == "eager"
 
 
 def test_a_target_that_is_no_class_is_told(digits: FederatedData) -> None:
