@@ -67,7 +67,10 @@ def batches(
         for start in range(0, len(order), at_once):
             there = places[start : start + at_once]
             inputs = data.inputs(resident.x.index_select(0, there))
-            yield from _cut(inputs, resident.y.index_select(0, there), batch_size)
+            targets = resident.y.index_select(0, there)
+            yield from zip(
+                torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True
+            )
         return
     targets = torch.from_numpy(data.train_y[order]).to(device)
     buffers = _buffers(data, at_once)
@@ -80,7 +83,8 @@ def batches(
         else:
             inputs = buffers.inputs[: len(part)]
             inputs.copy_(torch.from_numpy(stored)).mul_(buffers.scale).add_(buffers.shift)
-        yield from _cut(inputs, targets[start : start + at_once], batch_size)
+        here = targets[start : start + at_once]
+        yield from zip(torch.split(inputs, batch_size), torch.split(here, batch_size), strict=True)
 
 
 def resident_data(data: FederatedData, device: torch.device) -> _Resident | None:
@@ -98,8 +102,3 @@ def _buffers(data: FederatedData, rows: int) -> _Buffers:
     if known is None or known.data is not data or len(known.stored) < rows:
         _LOCAL.buffers = known = _Buffers(data, rows)
     return known
-
-
-def _cut(inputs: Tensor, targets: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for first in range(0, len(targets), batch_size):
-        yield inputs[first : first + batch_size], targets[first : first + batch_size]

@@ -10,6 +10,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+_ALIGNED = 16  # numbers: 64 bytes of float32
+
 
 @final
 class FlatParameters:
@@ -21,52 +23,42 @@ class FlatParameters:
 
     Attributes
     ----------
+    trained : list of torch.nn.Parameter
+        The parameters.
     values, gradients : torch.Tensor
-        Shape (p,), of the parameters' dtype.
+        Shape (p,), of the parameters' dtype; whoever computes gradients puts them there. Each
+        parameter begins at a whole cache line, and what lies between is 0.
     places : dict of str to int
         Where each parameter begins.
     """
 
     def __init__(self, model: nn.Module, named: Mapping[str, nn.Parameter]) -> None:
-        self._trained = list(named.values())
+        self.trained = list(named.values())
         owners = [name.rpartition(".") for name in named]
         self._owners = [(model.get_submodule(path)._parameters, name) for path, _, name in owners]
-        first = self._trained[0]
-        sizes = [p.numel() for p in self._trained]
-        self.values = torch.empty(sum(sizes), dtype=first.dtype, device=first.device)
+        first = self.trained[0]
+        sizes = [-(-p.numel() // _ALIGNED) * _ALIGNED for p in self.trained]
+        self.values = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
         self.gradients = torch.zeros_like(self.values)
         starts = [0, *itertools.accumulate(sizes)][:-1]
         self.places = dict(zip(named, starts, strict=True))
-        self._gradient_views = [
-            _view(self.gradients, place, p) for place, p in zip(starts, self._trained, strict=True)
-        ]
-        for place, parameter in zip(starts, self._trained, strict=True):
+        for place, parameter in zip(starts, self.trained, strict=True):
             view = _view(self.values, place, parameter)
             view.copy_(parameter.detach())
             parameter.data = view
-        self._seen = [(p.data_ptr(), p.dtype, p.stride()) for p in self._trained]
+        self._seen = [(p.data_ptr(), p.dtype, p.stride()) for p in self.trained]
 
     def holds(self) -> bool:
         """Say whether the model's parameters still are views of the vector."""
         return all(
             owner.get(name) is p and (p.data_ptr(), p.dtype, p.stride()) == seen
-            for (owner, name), p, seen in zip(self._owners, self._trained, self._seen, strict=True)
+            for (owner, name), p, seen in zip(self._owners, self.trained, self._seen, strict=True)
         )
-
-    def take_gradients(self) -> None:
-        """Let backward passes add to `gradients`."""
-        for parameter, view in zip(self._trained, self._gradient_views, strict=True):
-            parameter.grad = view
 
     def unstack(self, stacked: Tensor) -> dict[str, Tensor]:
         """Give views (clients, ...) of stacked vectors (clients, p) by parameter."""
-        like = zip(self.places.items(), self._trained, strict=True)
+        like = zip(self.places.items(), self.trained, strict=True)
         return {name: _view(stacked, place, parameter) for (name, place), parameter in like}
-
-    def release_gradients(self) -> None:
-        """Leave the model's parameters without gradients."""
-        for parameter in self._trained:
-            parameter.grad = None
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, list[FlatParameters]] = weakref.WeakKeyDictionary()
