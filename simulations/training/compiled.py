@@ -94,7 +94,7 @@ def _plan_of(model: nn.Module) -> _Plan:
     known = _PLANS.get(model)
     if known is not None and known.flat.holds():
         return known
-    model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.to("cpu")
     (flat,) = flat_parameters(model)
     plan = _Plan(flat, flat.values.numpy(), _layout(dense_layers(model), flat.places))
     _PLANS[model] = plan

@@ -52,7 +52,7 @@ def dense_layers(model: nn.Module) -> tuple[DenseLayer, ...]:
     """Give the layers of a stack: the input flattened, then dense layers and activations.
 
     Empty for any other model: one with a branch, a layer used twice, parameters that are frozen,
-    of another type than float32 or of no dense layer, a buffer, a hook, or an activation behind
+    no contiguous float32 or of no dense layer, a buffer, a hook, or an activation behind
     the last layer.
     """
     if model not in _KNOWN:
@@ -64,7 +64,7 @@ def _find_layers(model: nn.Module) -> tuple[DenseLayer, ...]:
     trained = {
         name
         for name, p in model.named_parameters(remove_duplicate=False)
-        if p.requires_grad and p.dtype == torch.float32
+        if p.requires_grad and p.dtype == torch.float32 and p.is_contiguous()
     }
     if len(trained) != len(list(model.parameters())) or any(True for _ in model.buffers()):
         return ()

@@ -82,10 +82,14 @@ def flat_parameters(model: nn.Module) -> list[FlatParameters]:
 
 
 def _view(vectors: Tensor, place: int, like: Tensor) -> Tensor:
-    """Give a part of the last axis the shape of a tensor, and its strides where those are dense."""
-    part = vectors[..., place : place + like.numel()]
-    stacked = vectors.dim() - 1
+    """Give a part of the last axis the shape of a tensor, and its strides where those are dense.
+
+    Of an axis of size 1 too: it is by them that a convolution knows channels-last weights.
+    """
     strides = like.stride()
-    order = sorted(range(like.dim()), key=lambda axis: (-strides[axis], axis))
-    back = [*range(stacked), *(stacked + order.index(axis) for axis in range(like.dim()))]
-    return part.view(*vectors.shape[:-1], *(like.shape[axis] for axis in order)).permute(back)
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(like.shape, strides, strict=True))
+    if extent != like.numel():
+        strides = torch.empty(like.shape, device="meta").stride()
+    shape = (*vectors.shape[:-1], *like.shape)
+    first = vectors.storage_offset() + place
+    return vectors.as_strided(shape, (*vectors.stride()[:-1], *strides), first)
