@@ -1,5 +1,6 @@
 """A chain: stages one after another, then a coder, applied to each array of an update."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -232,7 +233,7 @@ def _float_form(layout: Layout) -> FloatForm:
 
 def _is_finite(x: Tensor) -> bool:
     # A finite sum needs no second look; a sum may also overflow though every entry is finite.
-    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def chain(*parts: Stage | Coder) -> Chain:

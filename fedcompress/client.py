@@ -112,7 +112,8 @@ def _train(
     state = load_state(context, compressor, update, settings)
     payload, state = compressor.encode(update, state, rng)
     save_state(context, compressor, update, state, server_round)
-    new_content = RecordDict({k: r for k, r in reply.content.items() if k != reply_key})
+    new_content = RecordDict()
+    new_content.update(reply.content)
     new_content[reply_key] = protocol.payloads_to_record([payload])
     new_content[protocol.RECORD] = ConfigRecord(
         {

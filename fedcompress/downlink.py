@@ -85,9 +85,9 @@ class Broadcast:
         """Note that the round gave no new model, so the next target is the one just broadcast."""
         self._stays = True
 
-    def confirm(self, node_id: int) -> None:
-        """Note that a node answered, so it holds the current version."""
-        self._held[node_id] = self.version
+    def confirm(self, node_id: int, version: int | None = None) -> None:
+        """Note that a node answered, so it holds the version it was sent (the current one)."""
+        self._held[node_id] = self.version if version is None else version
 
     def forget(self, node_id: int) -> None:
         """Note that a node may have lost its copy; it is sent the whole model next."""

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -94,17 +94,40 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
     compressor = expected.sent[node_id]
     if compressor is None:
         return _read_dense(reply, record, expected.reference, weight)
+    answer = read_payload(
+        reply, compressor, expected.server_round, expected.reference, expected.memories
+    )
+    return replace(answer, weight=weight)
+
+
+def read_payload(
+    reply: Message,
+    compressor: Compressor,
+    server_round: int,
+    reference: Mapping[str, Tensor],
+    memories: Memories,
+) -> Answer:
+    """Read the payload of one reply, whatever stands beside it; its weight is 1.
+
+    Raises
+    ------
+    FedcompressError
+        If the reply is of another round, holds no payload or one that does not verify, or
+        numbers that are not finite.
+    """
+    node_id = reply.metadata.src_node_id
+    _, record = protocol.single_array_record(reply.content, "reply")
     payloads = protocol.record_to_payloads(record)
     if len(payloads) != 1:
         raise PayloadError(f"reply: holds {len(payloads)} payloads, expected one")
     own = reply.content.config_records.get(protocol.RECORD, ConfigRecord())
-    if own.get(protocol.ROUND_KEY) != expected.server_round:
+    if own.get(protocol.ROUND_KEY) != server_round:
         raise PayloadError(
             f"reply: is of round {own.get(protocol.ROUND_KEY)!r}, this is round "
-            f"{expected.server_round}; it came too late"
+            f"{server_round}; it came too late"
         )
-    memory = expected.memories.of(node_id) if compressor.recalls else None
-    parts, by_stream = compressor.read(payloads[0], expected.reference, memory)
+    memory = memories.of(node_id) if compressor.recalls else None
+    parts, by_stream = compressor.read(payloads[0], reference, memory)
     for name, part in parts.items():
         if not part.is_finite():
             raise protocol.not_finite(name)
@@ -118,7 +141,7 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
         uplink_checksum=payload_checksum(payloads[0]),
         encode_seconds=float(cast(float, seconds)) if said else None,
     )
-    return Answer(reply, parts, weight, traffic, memory_of(parts) if compressor.recalls else {})
+    return Answer(reply, parts, 1.0, traffic, memory_of(parts) if compressor.recalls else {})
 
 
 def _read_dense(

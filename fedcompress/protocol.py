@@ -183,6 +183,13 @@ def without_arrays(content: RecordDict) -> RecordDict:
     return RecordDict({k: r for k, r in content.items() if k not in arrays and k != RECORD})
 
 
+def with_model(content: RecordDict, model: Mapping[str, Tensor]) -> RecordDict:
+    """Copy a reply's content with a dense model where its payload stood, without our own record."""
+    dense = tensors_to_record(model)
+    arrays = content.array_records
+    return RecordDict({k: dense if k in arrays else r for k, r in content.items() if k != RECORD})
+
+
 def _tensor(name: str, array: Array) -> Tensor:
     try:
         x = array.numpy()

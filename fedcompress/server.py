@@ -1,14 +1,12 @@
 """The server's end: a strategy around any Flower strategy."""
 
 import logging
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedXgbBagging, FedXgbCyclic, Strategy
@@ -19,6 +17,7 @@ from fedcompress.aggregation import WeightedSum
 from fedcompress.checks import check_integer
 from fedcompress.compressor import Compressor
 from fedcompress.downlink import Broadcast
+from fedcompress.dtypes import restore_dtypes
 from fedcompress.errors import ConfigError, FedcompressError, PayloadError, StaleMemoryError
 from fedcompress.flower_adapter import (
     check_metrics_agree,
@@ -38,6 +37,7 @@ from fedcompress.incoming import (
     most_common_metrics,
     read_reply,
 )
+from fedcompress.links import Uplink, read_links
 from fedcompress.memories import Memories
 from fedcompress.outgoing import Outgoing
 from fedcompress.reference import NEEDS_WHOLE_MODEL
@@ -45,8 +45,6 @@ from fedcompress.spec import parse
 from fedcompress.traffic import ClientTraffic, RoundTraffic
 
 logger = logging.getLogger(__name__)
-
-Uplink = str | Compressor | Callable[[int, int], "str | Compressor"]
 
 
 class Compressed(Strategy):
@@ -122,16 +120,8 @@ class Compressed(Strategy):
                 )
         self.strategy = strategy
         check_integer("Compressed", "seed", seed, -(1 << 63), (1 << 63) - 1)
-        if uplink is None and downlink is not None:
-            uplink = "raw()"  # a client that decodes the model speaks the protocol both ways
-        self.uplink: Uplink | None = uplink if uplink is None or callable(uplink) else parse(uplink)
-        self.downlink = None if downlink is None else parse(downlink)
+        self.uplink, self.downlink = read_links("Compressed", uplink, downlink)
         check_integer("Compressed", "memory_bytes", memory_bytes, 0, (1 << 63) - 1)
-        if self.downlink is not None and self.downlink.recalls:
-            raise ConfigError(
-                f"Compressed: downlink {self.downlink} needs a memory of what was sent, which a "
-                "client that missed rounds lacks; write error_feedback(…) in its place"
-            )
         self.seed = seed
         self.last_round = RoundTraffic(server_round=0)
         self._memories = Memories(memory_bytes)
@@ -183,7 +173,9 @@ class Compressed(Strategy):
                 *(server_round, len(self._sent)),
             )
         if arrays is not None:
-            arrays = self._restore_dtypes(arrays)
+            dtypes = {name: x.dtype for name, x in self._reference.items()}
+            restored = restore_dtypes(protocol.record_to_tensors(arrays), dtypes)
+            arrays = protocol.tensors_to_record(restored)
         elif self._broadcast is not None:
             self._broadcast.model_stays()
         self.last_round.aggregate_seconds = time.perf_counter() - started
@@ -337,29 +329,8 @@ class Compressed(Strategy):
     def _dense_reply(self, answer: Answer) -> Message:
         update = {name: part.dense() for name, part in answer.parts.items()}
         model = protocol.advance(self._reference, update)
-        content = protocol.without_arrays(answer.reply.content)
-        key = next(iter(answer.reply.content.array_records))
         # Integers go in as float64, which holds every counter exactly: rules such as q-FedAvg
         # compute in place and fail on integer arrays.
-        content[key] = protocol.tensors_to_record(
-            {name: x if x.is_floating_point() else x.double() for name, x in model.items()}
-        )
+        floats = {name: x if x.is_floating_point() else x.double() for name, x in model.items()}
+        content = protocol.with_model(answer.reply.content, floats)
         return with_content(answer.reply, content)
-
-    def _restore_dtypes(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Give the aggregate the dtypes of the model; Flower's rules make floats of counters."""
-        restored: dict[str, Tensor] = {}
-        for name, x in protocol.record_to_tensors(arrays).items():
-            like = self._reference.get(name)
-            if like is None or like.dtype == x.dtype:
-                restored[name] = x
-            elif like.is_floating_point():
-                restored[name] = x.to(like.dtype)
-            elif like.dtype == torch.bool:
-                restored[name] = x >= 0.5
-            else:
-                # The largest float64 below a 64-bit limit; beyond it the cast would wrap around.
-                limits = torch.iinfo(like.dtype)
-                top = math.nextafter(float(limits.max) + 1, 0) if limits.bits == 64 else limits.max
-                restored[name] = x.round().clamp(limits.min, top).to(like.dtype)
-        return protocol.tensors_to_record(restored)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, final
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from simulations.engines.flower_internals import (
-    Run,
     build_message,
     copy_array,
     no_object_id_recompute,
     transport_bytes,
 )
+from simulations.grid_around import GridAround
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class MessageTraffic:
     message_bytes: int
 
 
-class MeasuredGrid(Grid):
+@final
+class MeasuredGrid(GridAround):
     """Any Grid, with every message counted that passes through it.
 
     Parameters
@@ -55,7 +55,7 @@ class MeasuredGrid(Grid):
     """
 
     def __init__(self, grid: Grid) -> None:
-        self.grid = grid
+        super().__init__(grid)
         self._traffic: list[MessageTraffic] = []
 
     def take(self) -> list[MessageTraffic]:
@@ -63,44 +63,20 @@ class MeasuredGrid(Grid):
         taken, self._traffic = self._traffic, []
         return taken
 
-    def set_run(self, run: Run) -> None:
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run that the wrapped grid serves."""
-        return self.grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self.grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        return self.grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
         messages = list(messages)
-        pushed = self.grid.push_messages(messages)
+        pushed = list(self.grid.push_messages(messages))
         self._count(messages, "downlink")
         return pushed
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         replies = list(self.grid.pull_messages(message_ids))
         self._count(replies, "uplink")
         return replies
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    ) -> list[Message]:
         messages = list(messages)
         self._count(messages, "downlink")
         replies = list(self.grid.send_and_receive(messages, timeout=timeout))

@@ -49,7 +49,9 @@ class AdaptiveEncoder:
         out = np.empty(256 + values.size, np.uint8)
         done = 0
         while True:
-            done += adaptive.put(registers, out, odds, counts, values[done:], contexts[done:])
+            done += adaptive.put(
+                registers, out, odds, counts, values[done:], contexts[done:], size - done
+            )
             if done == values.size:
                 break
             out = np.concatenate([out, np.empty_like(out)])

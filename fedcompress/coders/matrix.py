@@ -12,33 +12,36 @@ import math
 
 import numpy as np
 
-from fedcompress.coders.adaptive import AdaptiveDecoder, AdaptiveEncoder
+from fedcompress.coders.adaptive import AdaptiveDecoder
 from fedcompress.coders.levels import Levels
 from fedcompress.coders.neighbours import Neighbours, fit_neighbours, may_have_neighbours
 from fedcompress.coders.symbol_model import (
     HEAD,
     LEVELS,
     NO_REST,
+    NO_TRELLIS,
     SYMBOLS,
-    Grouping,
     Model,
+    Outline,
     model_of,
     outline_of,
+    put_learnt,
+    put_model,
     take_half,
     take_model,
 )
-from fedcompress.coders.tables import Tables
+from fedcompress.coders.tables import slots_of
 from fedcompress.errors import PayloadError
 from fedcompress.wire import read_varint, write_varint
 
 _ZERO, _PLAIN, _NEIGHBOURS = 0, 1, 2
 _LEARNT_BELOW = 8192  # symbols
-_ONE_LANE_BELOW = 32768
+_ONE_LANE_BELOW = 10_000  # each lane more takes four bytes
 _SURE_MEAN = 0.02  # of the energy
 _SURE_GAIN = 0.1  # share of energy that neighbours take away where we need not compare
 
 _ONE = np.ones(1, np.int64)
-_NO_TRELLIS = np.zeros((0, 3), np.int64)
+_ALL_ZERO = b"\0"  # side information of no bytes, which reads as zeros
 
 
 def encode_matrix(
@@ -56,8 +59,11 @@ def encode_matrix(
         int64, shape (states, 3): the trellis of which the integers are levels.
     """
     lags = _level_lags(shape)
+    machine = NO_TRELLIS if transitions is None else transitions
     if values.size < _LEARNT_BELOW:
-        return _code_learnt(values, lags, transitions)
+        outline = outline_of(values, NO_REST, machine, learnt=True)
+        # No byte at all stands for zeros.
+        return b"" if outline is None else put_learnt(outline, values, _ONE, lags) or b"\0"
     neighbours, across = None, values
     if transitions is None and values.dtype == np.int16:
         across, neighbours = _neighbours(values, shape)
@@ -65,18 +71,16 @@ def encode_matrix(
             predicted = _by_neighbours(across, neighbours, lags, np.inf)
             if predicted is not None:
                 return predicted
-    outline = outline_of(values, Grouping(transitions=transitions))
+    outline = outline_of(values, NO_REST, machine)
     if outline is None:
-        return _zero()
+        return _ALL_ZERO
     model = model_of(outline)
     if neighbours is not None:
         predicted = _by_neighbours(across, neighbours, lags, model.bits)
         if predicted is not None:
             return predicted
-    side = AdaptiveEncoder()
-    side.put_few(HEAD, _PLAIN)
-    model.put(side, values, _ONE, lags)
-    return _with_length(side) + _words(model)
+    side = put_model([(HEAD, _PLAIN)], outline, model, values, _ONE, lags)
+    return write_varint(len(side)) + side + _words(outline, model)
 
 
 def decode_matrix(
@@ -127,17 +131,15 @@ def _by_neighbours(
 
     left, rest = np.empty_like(across), np.empty(across.shape, np.int8)
     along.residual(across, neighbours.lags, neighbours.weights, left, rest)
-    outline = outline_of(left, Grouping(rest))
+    outline = outline_of(left, rest, NO_TRELLIS)
     if outline is None:
         return None
-    model = model_of(outline)
+    model = model_of(outline, predicted=True)
     if model.bits + 4 * neighbours.weights.size > bits:
         return None
-    side = AdaptiveEncoder()
-    side.put_few(HEAD, _NEIGHBOURS)
-    neighbours.put(side)
-    model.put(side, left, lags, _ONE)
-    return _with_length(side) + _words(model, along=True)
+    head = [(HEAD, _NEIGHBOURS), *neighbours.said()]
+    side = put_model(head, outline, model, left, lags, _ONE)
+    return write_varint(len(side)) + side + _words(outline, model, along=True)
 
 
 def _take_neighbours(side: AdaptiveDecoder, data: memoryview, shape: tuple[int, int]) -> np.ndarray:
@@ -149,14 +151,14 @@ def _take_neighbours(side: AdaptiveDecoder, data: memoryview, shape: tuple[int, 
     half = take_half(side)
     tables, far = take_model(side, half, 4, shape[0] * shape[1])
     states, words = _split(data, 4)
-    by_group = tables.of_context.astype(np.uint8).reshape(-1, 4)
+    by_group = tables.of_context.reshape(-1, 4)
     values = np.empty(shape, np.int16)
     end = along.decode(
         levels.classes(),
         neighbours.lags,
         neighbours.weights,
         np.take_along_axis(by_group, rest_groups(), 1),
-        _slots(tables),
+        slots_of(tables),
         half,
         far,
         words,
@@ -177,49 +179,29 @@ def _take_plain(
     half = take_half(side)
     tables, far = take_model(side, half, 1 if transitions is None else 2, shape[0] * shape[1])
     states, words = _split(data, _lanes(shape[0] * shape[1]))
-    of_context = tables.of_context.astype(np.uint8)
     symbols = np.empty(shape, np.uint8)
     contexts = levels.classes()
     if transitions is None:
-        kernels.look_up(of_context, contexts)
-        end = rans.decode(contexts, _slots(tables), words, 0, states, symbols)
+        kernels.look_up(tables.of_context, contexts)
+        end = rans.decode(contexts, slots_of(tables), words, 0, states, symbols)
     else:
-        parity = np.empty(2 * half + 3, np.uint8)
-        parity[: 2 * half + 1] = np.arange(-half, half + 1) & 1
-        parity[-2:] = 0, 1
-        pairs = of_context.reshape(-1, 2)
+        parity = np.arange(half, 3 * half + 3).astype(np.uint8) & 1
+        parity[2 * half + 1 :] = 0, 1
+        pairs = tables.of_context.reshape(-1, 2)
         end = rans.decode_dependent(
-            contexts, pairs, _slots(tables), transitions, parity, words, 0, states, symbols
+            contexts, pairs, slots_of(tables), transitions, parity, words, 0, states, symbols
         )
     _check_end(end, words, states)
     values = np.empty(shape, np.int16)
-    kernels.values_of(symbols, NO_REST, half, values)
-    found = np.empty(far.size, np.int64)
-    if kernels.find_beyond(symbols, half, found) != far.size:
+    if kernels.values_of(symbols, half, values) != far.size:
         raise PayloadError("payload: symbols beyond the tables do not match; damaged bytes")
-    if int(np.abs(far).max(initial=0)) >= 1 << 15:
-        values = values.astype(np.int32)
-    values.reshape(-1)[found] = far
+    if far.size:
+        found = np.empty(far.size, np.int64)
+        kernels.find_beyond(symbols, half, found)
+        if int(np.abs(far).max()) >= 1 << 15:
+            values = values.astype(np.int32)
+        values.reshape(-1)[found] = far
     return values
-
-
-def _zero() -> bytes:
-    side = AdaptiveEncoder()
-    side.put_few(HEAD, _ZERO)
-    return _with_length(side)
-
-
-def _code_learnt(values: np.ndarray, lags: np.ndarray, transitions: np.ndarray | None) -> bytes:
-    from fedcompress.kernels.classes import first_odds
-    from fedcompress.kernels.learnt import code_matrix
-
-    machine = _NO_TRELLIS if transitions is None else transitions
-    out = np.empty(512 + 2 * values.size, np.uint8)
-    while True:
-        end = code_matrix(values, lags, machine, first_odds(), HEAD, LEVELS, SYMBOLS, out)
-        if end >= 0:
-            return out[:end].tobytes()
-        out = np.empty(4 * out.size, np.uint8)
 
 
 def _read_learnt(
@@ -231,7 +213,7 @@ def _read_learnt(
     from fedcompress.kernels.learnt import read_matrix
 
     values = np.empty(rows * columns, np.int64)
-    machine = _NO_TRELLIS if transitions is None else transitions
+    machine = NO_TRELLIS if transitions is None else transitions
     body = np.frombuffer(data, np.uint8)
     largest = read_matrix(body, machine, first_odds(), HEAD, LEVELS, SYMBOLS, rows, columns, values)
     if not 0 <= largest < 1 << 31:
@@ -239,25 +221,20 @@ def _read_learnt(
     return values.astype(np.int16 if largest < 1 << 15 else np.int32).reshape(rows, columns)
 
 
-def _words(model: Model, along: bool = False) -> bytes:
+def _words(outline: Outline, model: Model, along: bool = False) -> bytes:
     from fedcompress.kernels import along as along_kernels
     from fedcompress.kernels import rans
-    from fedcompress.kernels.tables import frequencies_of
+    from fedcompress.kernels.tables import codes_for
 
-    frequencies = np.zeros(model.tables.levels.shape, np.uint32)
-    starts = np.zeros(model.tables.levels.shape, np.uint32)
-    if not frequencies_of(model.tables.levels, frequencies, starts):
+    codes = np.empty(256 * len(model.levels), np.uint32)
+    reciprocals = np.empty(256 * len(model.levels), np.uint64)
+    if not codes_for(model.levels, codes, reciprocals):
         raise AssertionError("a fitted table is empty")
-    states = np.full(4 if along else _lanes(model.outline.symbols.size), 1 << 16, np.uint32)
-    words = np.empty(model.outline.symbols.size + 1, np.uint16)
+    states = np.full(4 if along else _lanes(outline.symbols.size), 1 << 16, np.uint32)
+    words = np.empty(outline.symbols.size + 1, np.uint16)
     encode = along_kernels.encode if along else rans.encode
     start = encode(
-        model.outline.contexts,
-        model.outline.symbols,
-        frequencies[model.tables.of_context],
-        starts[model.tables.of_context],
-        states,
-        words,
+        outline.contexts, model.table_of, outline.symbols, codes, reciprocals, states, words
     )
     return states.astype("<u4").tobytes() + words[start:].astype("<u2", copy=False).tobytes()
 
@@ -272,18 +249,6 @@ def _split(data: memoryview, lanes: int) -> tuple[np.ndarray, np.ndarray]:
     return states, words
 
 
-def _slots(tables: Tables) -> np.ndarray:
-    from fedcompress.kernels import rans
-    from fedcompress.kernels.tables import frequencies_of, slots_of
-
-    frequencies = np.zeros(tables.levels.shape, np.uint32)
-    if not frequencies_of(tables.levels, frequencies, np.zeros_like(frequencies)):
-        raise PayloadError("payload: an empty table of symbols; the bytes are damaged")
-    slots = np.empty((len(frequencies), rans.TOTAL), np.uint32)
-    slots_of(frequencies, slots)
-    return slots
-
-
 def _check_end(end: int, words: np.ndarray, states: np.ndarray) -> None:
     if end != words.size - 4 or not np.all(states == 1 << 16):
         raise PayloadError("payload: symbols do not end where they should; the bytes are damaged")
@@ -296,8 +261,3 @@ def _level_lags(shape: tuple[int, ...]) -> np.ndarray:
 
 def _lanes(size: int) -> int:
     return 1 if size < _ONE_LANE_BELOW else 4
-
-
-def _with_length(side: AdaptiveEncoder) -> bytes:
-    data = side.bytes()
-    return write_varint(len(data)) + data

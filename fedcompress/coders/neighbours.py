@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedcompress.coders.adaptive import AdaptiveDecoder, AdaptiveEncoder
+from fedcompress.coders.adaptive import AdaptiveDecoder
 from fedcompress.coders.symbol_model import EXTRA
 from fedcompress.errors import PayloadError
 
@@ -29,11 +29,16 @@ class Neighbours:
     weights: np.ndarray
     gain: float = 0.0
 
-    def put(self, side: AdaptiveEncoder) -> None:
-        """Add them to side information."""
-        side.put_few(EXTRA, self.lags.size, len(self.weights))
-        side.put(np.diff(self.lags, prepend=0), EXTRA + 1)
-        side.put(self.weights, EXTRA + 2)
+    def said(self) -> list[tuple[int, int]]:
+        """Give them as contexts and integers in them."""
+        steps = np.diff(self.lags, prepend=0).tolist()
+        weights = self.weights.reshape(-1).tolist()
+        return [
+            (EXTRA, self.lags.size),
+            (EXTRA, len(self.weights)),
+            *((EXTRA + 1, step) for step in steps),
+            *((EXTRA + 2, weight) for weight in weights),
+        ]
 
     @staticmethod
     def take(side: AdaptiveDecoder, columns: int) -> "Neighbours":

@@ -45,7 +45,8 @@ def encode_symbols(values: np.ndarray, states: int) -> bytes:
 
 
 def _encode_rows(flat: np.ndarray, shape: tuple[int, ...], states: int) -> bytes:
-    if flat.dtype != np.int16:
+    # What is predicted from neighbours has to be short; else a copy is not worth it.
+    if flat.dtype != np.int16 and (states == 0 or flat.dtype != np.int32):
         short = int(flat.max()) < 1 << 15 and int(flat.min()) > -(1 << 15)
         flat = flat.astype(np.int16 if short else np.int32)
     transitions = _transitions(states)

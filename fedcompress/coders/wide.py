@@ -15,7 +15,7 @@ from fedcompress.wire import read_signed, write_signed
 _SAMPLED = 1 << 14
 _SPREAD = 24.0  # mean distance from the middle, from which on low bits are split off
 _OFF = 0.75  # a middle further off, in spreads, is taken off
-_MOST_SHIFT = 24
+_MOST_SHIFT = 27  # of integers below 2**31
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ is beyond in an Elias-gamma code whose prefix is learnt as well. A probability m
 at its n-th bit, so that it starts as the Krichevsky–Trofimov estimate does, and by 1/128 later.
 
 Both loops code one bit a turn, so that the code of a bit stands once and its registers need never
-be written back.
+be written back. Which bit comes is hard to foretell, so it moves the registers through masks
+rather than through a branch.
 """
 
 import numpy as np
@@ -38,52 +39,50 @@ def put(
     counts: np.ndarray,
     values: np.ndarray,
     contexts: np.ndarray,
+    size: int,
 ) -> int:
-    """Code ``values[i]`` in context ``contexts[i]``; stops early where ``out`` may be too small.
+    """Code ``values[i]`` in context ``contexts[i]`` for the first ``size`` of them.
+
+    Stops early where ``out`` may be too small.
 
     Returns how many were coded.
     """
     width, low = registers[0], registers[1]
     cache, pending, position = registers[2], registers[3], registers[4]
-    done = values.size
-    for i in range(values.size):
+    done = size
+    for i in range(size):
         if position + pending + 160 > out.size:
             done = i
             break
         value = values[i]
         rest = abs(value) - 1
         base = contexts[i] * SLOTS
-        slot = 0  # the bit to code: an adaptive one, or from SLOTS on a plain one
+        # Bits of the slots from 0 on are ones up to the last, which is a zero: but for the sign's.
+        last = 0
         octave = 0
-        while (rest - UNARY + 1) >> (octave + 1) > 0:
-            octave += 1
-        plain = octave
-        while True:
-            if slot == 0:
-                bit = np.int64(value != 0)
-            elif slot == 1:
-                bit = np.int64(value < 0)
-            elif slot < 2 + UNARY:
-                bit = np.int64(rest > slot - 2)
-            elif slot < SLOTS:
-                bit = np.int64(octave > slot - 2 - UNARY)
-            else:
-                bit = ((rest - UNARY + 1) >> plain) & 1
-            if slot < SLOTS:
+        if value != 0:
+            last = 2 + rest
+            if rest >= UNARY:
+                while (rest - UNARY + 1) >> (octave + 1) > 0:
+                    octave += 1
+                last = 2 + UNARY + octave
+        for slot in range(last + 1 + octave):
+            if slot <= last:
+                bit = np.int64(slot < last)
+                if slot == 1:
+                    bit = np.int64(value < 0)
                 chance = odds[base + slot]
                 bound = (width >> _BITS) * chance
-                if bit:
-                    low += bound
-                    width -= bound
-                else:
-                    width = bound
+                low += bound & -bit
+                width = bound + ((width - bound - bound) & -bit)
                 n = counts[base + slot]
-                chance += (((1 - bit) * _ONE - chance) * _RATES[n]) >> 16
+                chance += ((((1 - bit) << _BITS) - chance) * _RATES[n]) >> 16
                 odds[base + slot] = min(max(chance, _LEAST), _MOST)
                 counts[base + slot] = min(n + 1, _SLOWEST)
             else:
                 width >>= 1
-                low += width * bit
+                if ((rest - UNARY + 1) >> (last + octave - slot)) & 1:
+                    low += width
             while width < _TOP:
                 width <<= 8
                 if low < 0xFF000000 or low > 0xFFFFFFFF:
@@ -99,25 +98,6 @@ def put(
                 else:
                     pending += 1
                 low = (low & 0x00FFFFFF) << 8
-            # Which bit is next?
-            if slot == 0:
-                if bit == 0:
-                    break
-                slot = 1
-            elif slot == 1:
-                slot = 2
-            elif slot < 2 + UNARY:
-                if bit == 0:
-                    break
-                slot += 1
-            elif slot < SLOTS:
-                slot += 1
-                if bit == 0:
-                    slot = SLOTS
-            if slot == SLOTS:
-                plain -= 1
-                if plain < 0:
-                    break
     registers[0], registers[1] = width, low
     registers[2], registers[3], registers[4] = cache, pending, position
     return done
@@ -186,65 +166,50 @@ def take(
             column += 1
             context += np.int64(contexts[i]) + transitions[state, 2]
         first = context * SLOTS
-        slot = 0
-        value = 0
         negative = 0
-        octave = 0
-        beyond = 1
+        slot = 0
+        plain = 0  # bits to come once the slots of a large magnitude are read
+        value = 0
         while True:
-            if slot < SLOTS:
+            if plain == 0:
                 chance = odds[first + slot]
                 bound = (width >> _BITS) * chance
                 bit = np.int64(code >= bound)
-                if bit:
-                    code -= bound
-                    width -= bound
-                else:
-                    width = bound
+                code -= bound & -bit
+                width = bound + ((width - bound - bound) & -bit)
                 n = counts[first + slot]
-                chance += (((1 - bit) * _ONE - chance) * _RATES[n]) >> 16
+                chance += ((((1 - bit) << _BITS) - chance) * _RATES[n]) >> 16
                 odds[first + slot] = min(max(chance, _LEAST), _MOST)
                 counts[first + slot] = min(n + 1, _SLOWEST)
             else:
                 width >>= 1
                 bit = np.int64(code >= width)
-                code -= width * bit
+                code -= width & -bit
             while width < _TOP:
                 width <<= 8
                 code <<= 8
                 if position < data.size:
                     code |= np.int64(data[position])
                 position += 1
-            if slot == 0:
-                if bit == 0:
+            if plain:
+                value = (value << 1) | bit
+                plain -= 1
+                if plain == 0:
+                    value += UNARY
                     break
-                slot = 1
-                value = 1
             elif slot == 1:
                 negative = bit
                 slot = 2
-            elif slot < 2 + UNARY:
-                if bit == 0:
-                    break
-                value += 1
+            elif bit:
                 slot += 1
-            elif slot < SLOTS:
-                slot += 1
-                if bit == 0:
-                    slot = SLOTS
-                    if octave == 0:
-                        value += beyond - 1
-                        break
-                else:
-                    octave += 1
-                    if octave >= _MOST_OCTAVES:
-                        return False
+                if slot == 2 + UNARY + _MOST_OCTAVES:
+                    return False
+            elif slot <= 2 + UNARY:
+                value = slot - (slot > 0)
+                break
             else:
-                beyond = (beyond << 1) | bit
-                octave -= 1
-                if octave == 0:
-                    value += beyond - 1
-                    break
+                plain = slot - 2 - UNARY
+                value = 1
         value = -value if negative else value
         values[i] = value
         if transitions.size:

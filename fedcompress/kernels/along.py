@@ -7,7 +7,18 @@ waits for anything: four states of the entropy coder take the columns in turn.
 import numpy as np
 
 from fedcompress.kernels.jit import kernel
+from fedcompress.kernels.rans import (
+    _BITS,
+    _MASK,
+    _RECIPROCAL,
+    _ROOM,
+    _ROW,
+    _SIXTEEN,
+    _WHOLE,
+    _WORD,
+)
 
+_ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 UNIT = 32  # weights are in 1/32
 _LOWEST = 1 << 16
 
@@ -92,9 +103,10 @@ def residual(
 @kernel
 def encode(
     contexts: np.ndarray,
+    table_of: np.ndarray,
     symbols: np.ndarray,
-    frequencies: np.ndarray,
-    starts: np.ndarray,
+    codes: np.ndarray,
+    reciprocals: np.ndarray,
     states: np.ndarray,
     words: np.ndarray,
 ) -> int:
@@ -102,54 +114,67 @@ def encode(
     rows, columns = symbols.shape
     position = words.size
     whole = columns // 4 * 4
-    x = states.copy()
-    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
+    x = np.empty(4, np.uint64)
+    for lane in range(4):
+        x[lane] = states[lane]
+    x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
     for row in range(rows - 1, -1, -1):
         if whole < columns:
             x[0], x[1], x[2], x[3] = x0, x1, x2, x3
             for column in range(columns - 1, whole - 1, -1):
                 lane = column - whole
-                c, s = contexts[row, column], symbols[row, column]
-                f = frequencies[c, s]
+                i = (np.uint64(table_of[contexts[row, column]]) << _ROW) | np.uint64(
+                    symbols[row, column]
+                )
+                f = np.uint64(codes[i]) >> _BITS
                 y = x[lane]
-                if np.uint64(y) >= np.uint64(f) << np.uint64(20):
+                if y >= f << _ROOM:
                     position -= 1
-                    words[position] = np.uint16(y & np.uint32(0xFFFF))
-                    y = y >> np.uint32(16)
-                x[lane] = np.uint32((y // f << np.uint32(12)) + y % f + starts[c, s])
+                    words[position] = np.uint16(y & _WORD)
+                    y >>= _SIXTEEN
+                x[lane] = (
+                    y + ((y * reciprocals[i]) >> _RECIPROCAL) * (_WHOLE - f) + (codes[i] & _MASK)
+                )
             x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
-        for column in range(whole - 4, -1, -4):
-            c3, s3 = contexts[row, column + 3], symbols[row, column + 3]
-            c2, s2 = contexts[row, column + 2], symbols[row, column + 2]
-            c1, s1 = contexts[row, column + 1], symbols[row, column + 1]
-            c0, s0 = contexts[row, column], symbols[row, column]
-            f3, f2, f1, f0 = (
-                frequencies[c3, s3],
-                frequencies[c2, s2],
-                frequencies[c1, s1],
-                frequencies[c0, s0],
+        r = np.uint64(row)
+        for group in range(whole // 4 - 1, -1, -1):
+            column = np.uint64(4 * group)
+            i3 = (np.uint64(table_of[contexts[r, column + _THREE]]) << _ROW) | np.uint64(
+                symbols[r, column + _THREE]
             )
-            words[position - 1] = np.uint16(x3 & np.uint32(0xFFFF))
-            if np.uint64(x3) >= np.uint64(f3) << np.uint64(20):
+            i2 = (np.uint64(table_of[contexts[r, column + _TWO]]) << _ROW) | np.uint64(
+                symbols[r, column + _TWO]
+            )
+            i1 = (np.uint64(table_of[contexts[r, column + _ONE]]) << _ROW) | np.uint64(
+                symbols[r, column + _ONE]
+            )
+            i0 = (np.uint64(table_of[contexts[r, column]]) << _ROW) | np.uint64(symbols[r, column])
+            f3 = np.uint64(codes[i3]) >> _BITS
+            f2 = np.uint64(codes[i2]) >> _BITS
+            f1 = np.uint64(codes[i1]) >> _BITS
+            f0 = np.uint64(codes[i0]) >> _BITS
+            words[position - 1] = np.uint16(x3 & _WORD)
+            if x3 >= f3 << _ROOM:
                 position -= 1
-                x3 = x3 >> np.uint32(16)
-            words[position - 1] = np.uint16(x2 & np.uint32(0xFFFF))
-            if np.uint64(x2) >= np.uint64(f2) << np.uint64(20):
+                x3 >>= _SIXTEEN
+            words[position - 1] = np.uint16(x2 & _WORD)
+            if x2 >= f2 << _ROOM:
                 position -= 1
-                x2 = x2 >> np.uint32(16)
-            words[position - 1] = np.uint16(x1 & np.uint32(0xFFFF))
-            if np.uint64(x1) >= np.uint64(f1) << np.uint64(20):
+                x2 >>= _SIXTEEN
+            words[position - 1] = np.uint16(x1 & _WORD)
+            if x1 >= f1 << _ROOM:
                 position -= 1
-                x1 = x1 >> np.uint32(16)
-            words[position - 1] = np.uint16(x0 & np.uint32(0xFFFF))
-            if np.uint64(x0) >= np.uint64(f0) << np.uint64(20):
+                x1 >>= _SIXTEEN
+            words[position - 1] = np.uint16(x0 & _WORD)
+            if x0 >= f0 << _ROOM:
                 position -= 1
-                x0 = x0 >> np.uint32(16)
-            x3 = np.uint32((x3 // f3 << np.uint32(12)) + x3 % f3 + starts[c3, s3])
-            x2 = np.uint32((x2 // f2 << np.uint32(12)) + x2 % f2 + starts[c2, s2])
-            x1 = np.uint32((x1 // f1 << np.uint32(12)) + x1 % f1 + starts[c1, s1])
-            x0 = np.uint32((x0 // f0 << np.uint32(12)) + x0 % f0 + starts[c0, s0])
-    states[0], states[1], states[2], states[3] = x0, x1, x2, x3
+                x0 >>= _SIXTEEN
+            x3 += ((x3 * reciprocals[i3]) >> _RECIPROCAL) * (_WHOLE - f3) + (codes[i3] & _MASK)
+            x2 += ((x2 * reciprocals[i2]) >> _RECIPROCAL) * (_WHOLE - f2) + (codes[i2] & _MASK)
+            x1 += ((x1 * reciprocals[i1]) >> _RECIPROCAL) * (_WHOLE - f1) + (codes[i1] & _MASK)
+            x0 += ((x0 * reciprocals[i0]) >> _RECIPROCAL) * (_WHOLE - f0) + (codes[i0] & _MASK)
+    states[0], states[1] = np.uint32(x0), np.uint32(x1)
+    states[2], states[3] = np.uint32(x2), np.uint32(x3)
     return position
 
 

@@ -97,43 +97,6 @@ def levels_of(sums: np.ndarray, divisor: float, most: int, levels: np.ndarray) -
 
 
 @kernel
-def axes_bits(
-    symbols: np.ndarray,
-    row_levels: np.ndarray,
-    column_levels: np.ndarray,
-    one_level: int,
-    alphabet: int,
-    bits_a_symbol: float,
-) -> np.ndarray:
-    """Estimate the bits of symbols by class, for levels of neither, rows, columns and both.
-
-    The entropy of each class's histogram, and ``bits_a_symbol`` for each symbol in it.
-    """
-    rows, columns = symbols.shape
-    bits = np.zeros(4, np.float64)
-    for sent in range(4):
-        counts = np.zeros((CLASSES, alphabet), np.int32)
-        for row in range(rows):
-            level = row_levels[row] if sent & 1 else one_level
-            for column in range(columns):
-                k = np.int64(level) + 1 - FIRST
-                if sent & 2:
-                    k += column_levels[column]
-                k = max(min(k, CLASSES - 1), 1) if k > -500 else 0
-                counts[k, symbols[row, column]] += 1
-        for k in range(CLASSES):
-            total = 0.0
-            for s in range(alphabet):
-                n = counts[k, s]
-                if n > 0:
-                    total += n
-                    bits[sent] += bits_a_symbol - n * np.log2(n)
-            if total > 0:
-                bits[sent] += total * np.log2(total)
-    return bits
-
-
-@kernel
 def classes(row_levels: np.ndarray, column_levels: np.ndarray, out: np.ndarray) -> None:
     """Give the class of every entry (uint8)."""
     for row in range(out.shape[0]):
@@ -150,43 +113,6 @@ def look_up(table: np.ndarray, contexts: np.ndarray) -> None:
     for row in range(contexts.shape[0]):
         for column in range(contexts.shape[1]):
             contexts[row, column] = table[contexts[row, column]]
-
-
-@kernel
-def groups_of_rest(rest: np.ndarray, groups: np.ndarray, contexts: np.ndarray) -> None:
-    """Replace classes by contexts, 4 × class + group of the rest's size (in place)."""
-    rows, columns = rest.shape
-    for row in range(rows):
-        for column in range(columns):
-            k = contexts[row, column]
-            contexts[row, column] = 4 * k + groups[k, abs(np.int64(rest[row, column]))]
-
-
-@kernel
-def groups_of_state(values: np.ndarray, transitions: np.ndarray, contexts: np.ndarray) -> None:
-    """Replace classes by contexts, 2 × class + quantizer, as the trellis runs through a row.
-
-    ``transitions`` has a row for each state: the next state after an even and an odd level, and
-    the quantizer. Four rows run in step, since within a row each state waits for the last.
-    """
-    rows, columns = values.shape
-    grouped = rows // 4 * 4
-    for row in range(0, grouped, 4):
-        s0, s1, s2, s3 = 0, 0, 0, 0
-        for column in range(columns):
-            contexts[row, column] = 2 * contexts[row, column] + transitions[s0, 2]
-            contexts[row + 1, column] = 2 * contexts[row + 1, column] + transitions[s1, 2]
-            contexts[row + 2, column] = 2 * contexts[row + 2, column] + transitions[s2, 2]
-            contexts[row + 3, column] = 2 * contexts[row + 3, column] + transitions[s3, 2]
-            s0 = transitions[s0, values[row, column] & 1]
-            s1 = transitions[s1, values[row + 1, column] & 1]
-            s2 = transitions[s2, values[row + 2, column] & 1]
-            s3 = transitions[s3, values[row + 3, column] & 1]
-    for row in range(grouped, rows):
-        s0 = 0
-        for column in range(columns):
-            contexts[row, column] = 2 * contexts[row, column] + transitions[s0, 2]
-            s0 = transitions[s0, values[row, column] & 1]
 
 
 @kernel
@@ -212,31 +138,21 @@ def symbols_of(values: np.ndarray, rest: np.ndarray, half: int, symbols: np.ndar
 
 
 @kernel
-def count(contexts: np.ndarray, symbols: np.ndarray, counts: np.ndarray) -> None:
-    """Add to the histogram (uint32, (2, contexts, alphabet)) of symbols by context.
+def values_of(symbols: np.ndarray, half: int, out: np.ndarray) -> int:
+    """Undo `symbols_of` without a prediction; returns how many symbols are beyond ``half``.
 
-    Two copies, since a count that was just written is slow to read.
+    In their places stand half + 1 and half + 2.
     """
     rows, columns = symbols.shape
+    beyond = 0
     for row in range(rows):
-        for column in range(0, columns - 1, 2):
-            counts[0, contexts[row, column], symbols[row, column]] += np.uint32(1)
-            counts[1, contexts[row, column + 1], symbols[row, column + 1]] += np.uint32(1)
-        if columns % 2:
-            counts[0, contexts[row, columns - 1], symbols[row, columns - 1]] += np.uint32(1)
-
-
-@kernel
-def values_of(symbols: np.ndarray, rest: np.ndarray, half: int, out: np.ndarray) -> None:
-    """Undo `symbols_of`, in place of what is beyond ``half`` putting half + 1 or + 2."""
-    rows, columns = symbols.shape
-    turned = rest.size > 0
-    for row in range(rows):
+        outside = np.int32(0)
         for column in range(columns):
-            value = np.int32(symbols[row, column]) - half
-            if turned:
-                value = -value if rest[row, column] < 0 else value
+            value = np.int32(symbols[row, column]) - np.int32(half)
+            outside += np.int32(value > half)
             out[row, column] = value
+        beyond += outside
+    return beyond
 
 
 @kernel

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from fedcompress.kernels.jit import kernel
 
 MOST = 64  # longest side of a block
-_LANES = 64  # blocks transformed at once
+_LANES, _OF_SMALL, _SMALL = 64, 128, 64  # blocks transformed at once; of so few entries
+_U = np.uint64  # of indices: no one asks whether they count from the end
 _ROOTS = np.sqrt(np.array([1 / 3, 1 / 2, 1 / 6, 2 / 3])).astype(np.float32)
 _A, _B, _C, _D = _ROOTS[0], _ROOTS[1], _ROOTS[2], _ROOTS[3]
 
@@ -24,9 +25,7 @@ def transform(x: NDArray[np.float32], h: int, w: int, scale: float) -> NDArray[n
     if h == w == 3:
         _transform_3(x.reshape(-1), out.reshape(-1), np.float32(scale))
     else:
-        _blocks(
-            x.reshape(-1), out.reshape(-1), _basis(h), h, _basis(w), w, np.float32(scale), False
-        )
+        _any(x, out, h, w, scale, back=False)
     return out
 
 
@@ -36,8 +35,17 @@ def inverse(y: NDArray[np.float32], h: int, w: int, scale: float) -> NDArray[np.
     if h == w == 3:
         _inverse_3(y.reshape(-1), out.reshape(-1), np.float32(scale))
     else:
-        _blocks(y.reshape(-1), out.reshape(-1), _basis(h), h, _basis(w), w, np.float32(scale), True)
+        _any(y, out, h, w, scale, back=True)
     return out
+
+
+def _any(
+    x: NDArray[np.float32], out: NDArray[np.float32], h: int, w: int, scale: float, back: bool
+) -> None:
+    most = _OF_SMALL if h * w <= _SMALL else _LANES
+    lanes = min(most, (x.size // (h * w) + 7) // 8 * 8)
+    of_h, of_w = (_basis(h), _plan(h, back), h), (_basis(w), _plan(w, back), w)
+    _blocks(x.reshape(-1), out.reshape(-1), *of_h, *of_w, np.float32(scale), back, lanes)
 
 
 @cache
@@ -51,137 +59,141 @@ def _basis(n: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(waves.astype(np.float32)).reshape(-1)
 
 
+@cache
+def _plan(n: int, back: bool) -> NDArray[np.int64]:
+    """Say for each of ``n`` sums what it adds: first entry, stride, first weight, stride, count."""
+    low = n // 2
+    high = n - low
+    plan = []
+    for k in range(n):
+        if back:  # columns of the even waves, then of the odd
+            odd = int(k >= high)
+            plan.append((odd, 2, n + k - high if odd else k, 2 * n, low if odd else high))
+        else:  # wave k, of which the odd ones take differences
+            odd = k & 1
+            plan.append((odd * high, 1, k * n, 1, low if odd else high))
+    return np.array(plan, np.int64).reshape(-1)
+
+
 @kernel
 def _blocks(
     x: np.ndarray,
     out: np.ndarray,
     along_h: np.ndarray,
+    plan_h: np.ndarray,
     h: int,
     along_w: np.ndarray,
+    plan_w: np.ndarray,
     w: int,
     scale: np.float32,
     back: bool,
-) -> None:
-    size = h * w
-    blocks = x.size // size
-    a = np.empty((size, _LANES), np.float32)
-    b = np.empty((size, _LANES), np.float32)
-    folded = np.empty((max(h, w), _LANES), np.float32)
-    for start in range(0, blocks, _LANES):
-        count = min(_LANES, blocks - start)
-        lanes = (count + 7) // 8 * 8
-        for lane in range(count):
-            first = (start + lane) * size
-            for p in range(size):
-                a[p, lane] = x[first + p] * scale
-        for lane in range(count, lanes):
-            for p in range(size):
-                a[p, lane] = np.float32(0)
-        for i in range(h):
-            _line(a, b, folded, along_w, w, i * w, 1, back, lanes)
-        for j in range(w):
-            _line(b, a, folded, along_h, h, j, w, back, lanes)
-        for lane in range(count):
-            first = (start + lane) * size
-            for p in range(size):
-                out[first + p] = a[p, lane]
-
-
-@kernel
-def _line(
-    source: np.ndarray,
-    target: np.ndarray,
-    folded: np.ndarray,
-    basis: np.ndarray,
-    n: int,
-    first: int,
-    stride: int,
-    back: bool,
     lanes: int,
 ) -> None:
-    """Transform the entries ``first + j * stride``, or back.
+    """Transform blocks, or back, ``lanes`` of them side by side.
+
+    Compilers make vector code of loops over lanes as long as they do not know how many there are.
 
     Even waves are symmetric and odd ones are not, so that sums and differences of opposite
-    entries halve the multiplications.
+    entries halve the multiplications. They stand behind the entries of the blocks, and so do sums
+    that go on, where they stay in the first-level cache.
     """
-    low = n // 2
-    high = n - low
-    if back:
-        for j in range(n):
-            odd = int(j >= high)
-            wave = 2 * n - 1 - j if odd else j  # column j of the even rows, n − 1 − j of the odd
-            count = low if odd else high
-            _weighted_sum(
-                source,
-                first + odd * stride,
-                2 * stride,
-                basis,
-                wave,
-                2 * n,
-                count,
-                folded,
-                j,
-                lanes,
-            )
-        for j in range(low):
-            here, there = first + j * stride, first + (n - 1 - j) * stride
-            for lane in range(lanes):
-                total, rest = folded[j, lane], folded[n - 1 - j, lane]
-                target[here, lane] = total + rest
-                target[there, lane] = total - rest
-        if n % 2:
-            for lane in range(lanes):
-                target[first + low * stride, lane] = folded[low, lane]
-        return
-    for j in range(low):
-        here, there = first + j * stride, first + (n - 1 - j) * stride
-        for lane in range(lanes):
-            folded[j, lane] = source[here, lane] + source[there, lane]
-            folded[n - 1 - j, lane] = source[here, lane] - source[there, lane]
-    if n % 2:
-        for lane in range(lanes):
-            folded[low, lane] = source[first + low * stride, lane]
-    for k in range(n):
-        odd = k & 1
-        start, along = (n - 1, -1) if odd else (0, 1)
-        count = low if odd else high
-        to = first + k * stride
-        _weighted_sum(folded, start, along, basis, k * n, 1, count, target, to, lanes)
+    size = h * w
+    blocks = x.size // size
+    folded, waves = size, size + max(h, w)
+    work = np.zeros((size + 2 * max(h, w)) * lanes, np.float32)
+    for start in range(0, blocks, lanes):
+        count = min(lanes, blocks - start)
+        for p in range(size):
+            for lane in range(count):
+                work[_U(p * lanes + lane)] = x[_U((start + lane) * size + p)] * scale
+        for line in range(h + w):
+            # Rows of the blocks, then columns.
+            basis, plan, n, first, stride = along_w, plan_w, w, line * w, 1
+            if line >= h:
+                basis, plan, n, first, stride = along_h, plan_h, h, line - h, w
+            last, second = first + (n - 1) * stride, folded + n - n // 2
+            if not back:
+                _butterfly(work, first, stride, last, -stride, folded, 1, second, 1, n, lanes)
+            base, unit, to = (first, stride, folded) if back else (folded, 1, waves)
+            _weighted_sums(work, base, unit, basis, plan, n, to, lanes)
+            if back:
+                _butterfly(work, folded, 1, second, 1, first, stride, last, -stride, n, lanes)
+                continue
+            for k in range(n):
+                here, there = _U((waves + k) * lanes), _U((first + k * stride) * lanes)
+                for lane in range(lanes):
+                    work[there + _U(lane)] = work[here + _U(lane)]
+        for lane in range(count):
+            first = (start + lane) * size
+            for p in range(size):
+                out[_U(first + p)] = work[_U(p * lanes + lane)]
 
 
 @kernel
-def _weighted_sum(
-    source: np.ndarray,
-    first: int,
-    stride: int,
-    weights: np.ndarray,
-    at: int,
-    step: int,
-    count: int,
-    target: np.ndarray,
-    to: int,
+def _butterfly(
+    work: np.ndarray,
+    here: int,
+    along_here: int,
+    there: int,
+    along_there: int,
+    total: int,
+    along_total: int,
+    rest: int,
+    along_rest: int,
+    n: int,
     lanes: int,
 ) -> None:
-    """Add up ``weights[at + i * step] * source[first + i * stride]``, four at a time."""
-    factor = weights[at]
-    for lane in range(lanes):
-        target[to, lane] = factor * source[first, lane]
-    whole = 1 + (count - 1) // 4 * 4
-    for i in range(1, whole, 4):
-        w0 = at + i * step
-        f0, f1 = weights[w0], weights[w0 + step]
-        f2, f3 = weights[w0 + 2 * step], weights[w0 + 3 * step]
-        p0, p1 = first + i * stride, first + (i + 1) * stride
-        p2, p3 = first + (i + 2) * stride, first + (i + 3) * stride
+    """Give sums and differences of two halves of ``n`` entries, and the one in the middle."""
+    for j in range(n // 2):
+        p, q = _U((here + j * along_here) * lanes), _U((there + j * along_there) * lanes)
+        r, s = _U((total + j * along_total) * lanes), _U((rest + j * along_rest) * lanes)
         for lane in range(lanes):
-            target[to, lane] += (f0 * source[p0, lane] + f1 * source[p1, lane]) + (
-                f2 * source[p2, lane] + f3 * source[p3, lane]
-            )
-    for i in range(whole, count):
-        factor = weights[at + i * step]
-        p0 = first + i * stride
+            a, b = work[p + _U(lane)], work[q + _U(lane)]
+            work[r + _U(lane)] = a + b
+            work[s + _U(lane)] = a - b
+    if n % 2:
+        p = _U((here + n // 2 * along_here) * lanes)
+        r = _U((total + n // 2 * along_total) * lanes)
         for lane in range(lanes):
-            target[to, lane] += factor * source[p0, lane]
+            work[r + _U(lane)] = work[p + _U(lane)]
+
+
+@kernel
+def _weighted_sums(
+    work: np.ndarray,
+    base: int,
+    unit: int,
+    weights: np.ndarray,
+    plan: np.ndarray,
+    n: int,
+    target: int,
+    lanes: int,
+) -> None:
+    """Add up weighted entries as planned, four at a time."""
+    for k in range(n):
+        first, stride = base + plan[5 * k] * unit, plan[5 * k + 1] * unit
+        at, step, count = plan[5 * k + 2], plan[5 * k + 3], plan[5 * k + 4]
+        to = _U((target + k) * lanes)
+        p0 = _U(first * lanes)
+        f0 = weights[at]
+        for lane in range(lanes):
+            work[to + _U(lane)] = f0 * work[p0 + _U(lane)]
+        whole = 1 + (count - 1) // 4 * 4
+        for i in range(1, whole, 4):
+            w0 = at + i * step
+            f0, f1 = weights[w0], weights[w0 + step]
+            f2, f3 = weights[w0 + 2 * step], weights[w0 + 3 * step]
+            p0, p1 = _U((first + i * stride) * lanes), _U((first + (i + 1) * stride) * lanes)
+            p2, p3 = _U((first + (i + 2) * stride) * lanes), _U((first + (i + 3) * stride) * lanes)
+            for lane in range(lanes):
+                work[to + _U(lane)] += (f0 * work[p0 + _U(lane)] + f1 * work[p1 + _U(lane)]) + (
+                    f2 * work[p2 + _U(lane)] + f3 * work[p3 + _U(lane)]
+                )
+        for i in range(whole, count):
+            f0 = weights[at + i * step]
+            p0 = _U((first + i * stride) * lanes)
+            for lane in range(lanes):
+                work[to + _U(lane)] += f0 * work[p0 + _U(lane)]
 
 
 @kernel

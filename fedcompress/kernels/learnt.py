@@ -7,26 +7,15 @@ calling from the interpreter would cost more than the coding.
 import numpy as np
 
 from fedcompress.kernels.adaptive import REGISTERS, SLOTS, UNARY, finish, put, take
-from fedcompress.kernels.classes import (
-    CLASSES,
-    EMPTY,
-    axes_bits,
-    groups_of_state,
-    levels_of,
-    sums,
-    symbols_of,
-)
+from fedcompress.kernels.classes import CLASSES, EMPTY
 from fedcompress.kernels.classes import classes as classes_of
 from fedcompress.kernels.jit import kernel
+from fedcompress.kernels.outline import MOST_LEVEL
+from fedcompress.kernels.tables import contexts_of, reaches_of, say_tables, spell, spelled_size
 
-MOST_LEVEL = 50
-_MOST_HALF = 120
-_BITS_A_LEVEL = 2.0
-_BITS_A_SYMBOL = 3.0  # that a class has to learn
 _TRUST = 1  # bits seen that the first odds are worth
 _EVEN = 1 << 14
 _NONE8 = np.zeros(0, np.uint8)
-_NO_REST = np.zeros((0, 0), np.int8)
 _NO_TRELLIS = np.zeros((0, 3), np.int64)
 
 
@@ -53,9 +42,12 @@ def spell_levels(
             total += said[n]
             n += 1
     middle = (2 * total + n) // (2 * n) if n else 0
+    costs = np.empty(2 * MOST_LEVEL + 1, np.float64)
+    for i in range(costs.size):
+        costs[i] = np.log2(1.0 + 2.0 * i)
     best = 0.0
     for i in range(n):
-        best += np.log2(1.0 + 2.0 * abs(said[i] - middle))
+        best += costs[abs(said[i] - middle)]
     chosen = 0
     for j in range(lags.size):
         lag = lags[j]
@@ -63,7 +55,7 @@ def spell_levels(
             cost = 0.0
             for i in range(n):
                 before = said[i - lag] if i >= lag else 0
-                cost += np.log2(1.0 + 2.0 * abs(said[i] - before))
+                cost += costs[abs(said[i] - before)]
             if cost < best:
                 best, chosen = cost, lag
     values[at], values[at + 1], values[at + 2] = chosen, middle, n < levels.size
@@ -176,10 +168,11 @@ def spell_both(
     base: int,
     values: np.ndarray,
     contexts: np.ndarray,
+    at: int,
 ) -> int:
-    """Spell which levels are sent, and them; returns how many integers that takes."""
-    values[0], contexts[0] = sent, head
-    n = 1
+    """Spell which levels are sent, and them, from ``at`` on; returns the place behind the last."""
+    values[at], contexts[at] = sent, head
+    n = at + 1
     if sent & 1:
         n = spell_levels(row_levels, row_lags, base, values, contexts, n)
     else:
@@ -212,101 +205,94 @@ def _begin_class(odds: np.ndarray, counts: np.ndarray, context: int, first_odds:
 
 
 @kernel
-def code_matrix(
-    matrix: np.ndarray,
+def code(
+    first: np.ndarray,
+    row_levels: np.ndarray,
+    column_levels: np.ndarray,
+    sent: int,
+    row_lags: np.ndarray,
     lags: np.ndarray,
-    transitions: np.ndarray,
-    first_odds: np.ndarray,
+    half: int,
+    tables: np.ndarray,
+    said: np.ndarray,
+    rest: np.ndarray,
+    rest_contexts: np.ndarray,
+    rest_base: int,
     head: int,
     base: int,
-    symbols_base: int,
+    table_base: int,
+    groups: int,
+    first_odds: np.ndarray,
     out: np.ndarray,
 ) -> int:
-    """Code a small matrix, levels first; the bytes that takes, 0 if all entries are zero.
+    """Code what tells a matrix: levels, tables, and integers that have none.
 
-    Gives −1 where ``out`` is too small. Contexts below ``symbols_base`` are of levels, those from
-    there on of classes, which begin with ``first_odds``.
+    Gives the bytes that takes; −1 where ``out`` is too small.
+
+    Parameters
+    ----------
+    first : ndarray
+        int64, shape (integers, 2): contexts and integers in them, to begin with.
+    row_levels, column_levels, sent
+        As `spell_both` takes them, with the lags, and contexts from ``base`` on.
+    tables, said : ndarray
+        int64: levels of tables (tables, 2 · half + 3), and the table of each context, −1 for
+        none; with no tables, neither is coded.
+    rest, rest_contexts : ndarray
+        int64 and uint8: integers to end with, in contexts from ``rest_base`` on. With contexts,
+        which come ``groups`` to a class, they begin with the odds of their class; without,
+        their number is coded.
     """
-    rows, columns = matrix.shape
-    by_row, by_column = np.empty(rows, np.int64), np.empty(columns, np.int64)
-    for row in range(rows):
-        by_row[row] = 0
-    for column in range(columns):
-        by_column[column] = 0
-    largest = sums(matrix, by_row, by_column)
-    if largest == 0:
-        return 0
-    half = min(largest, _MOST_HALF)
-    total = np.empty(1, np.int64)
-    total[0] = 0
-    for row in range(rows):
-        total[0] += by_row[row]
-    row_levels, column_levels = np.empty(rows, np.int16), np.empty(columns, np.int16)
-    one = np.empty(1, np.int16)
-    levels_of(by_row, columns * 1.0, MOST_LEVEL, row_levels)
-    levels_of(by_column, total[0] / columns, MOST_LEVEL, column_levels)
-    levels_of(total, rows * columns * 1.0, MOST_LEVEL, one)
-    sent = 0
-    if rows > 1:
-        symbols = np.empty((rows, columns), np.uint8)
-        symbols_of(matrix, _NO_REST, half, symbols)
-        bits = axes_bits(
-            symbols, row_levels, column_levels, np.int64(one[0]), 2 * half + 3, _BITS_A_SYMBOL
-        )
-        least = bits[0]
-        for axes in range(1, 4):
-            cost = bits[axes] + _BITS_A_LEVEL * (rows * (axes & 1) + columns * (axes >> 1))
-            if cost < least:
-                least, sent = cost, axes
-    if not sent & 1:
-        for row in range(rows):
-            row_levels[row] = one[0]
-    if not sent & 2:
-        for column in range(columns):
-            column_levels[column] = 0
-    size = 2 * (rows + columns) + 8
-    heads, head_contexts = np.empty(size, np.int64), np.empty(size, np.int64)
-    row_lags = np.empty(1, np.int64)
-    row_lags[0] = 1
-    n = spell_both(
-        row_levels, column_levels, sent, row_lags, lags, head, base, heads, head_contexts
-    )
-    values = np.empty(n + rows * columns, np.int64)
-    contexts = np.empty(n + rows * columns, np.int64)
+    size = first.shape[0] + 2 * (row_levels.size + column_levels.size) + 8 + said.size + rest.size
+    reaches = np.empty(tables.shape[0], np.int64)
+    if tables.shape[0]:
+        reaches_of(tables, half, reaches)
+        size += spelled_size(reaches) + reaches.size + 2
+    values, contexts = np.empty(size, np.int64), np.empty(size, np.int64)
+    n = first.shape[0]
     for i in range(n):
-        values[i], contexts[i] = heads[i], head_contexts[i]
-    found = np.empty((rows, columns), np.uint8)
-    classes_of(row_levels, column_levels, found)
-    groups = 1
-    if transitions.size:
-        groups = 2
-        groups_of_state(matrix, transitions, found)
-    odds = np.empty((symbols_base + groups * CLASSES) * SLOTS, np.int64)
-    counts = np.empty((symbols_base + groups * CLASSES) * SLOTS, np.int64)
+        contexts[i], values[i] = first[i, 0], first[i, 1]
+    n = spell_both(row_levels, column_levels, sent, row_lags, lags, head, base, values, contexts, n)
+    if tables.shape[0]:
+        values[n], contexts[n] = half, head
+        n += 1
+        for i in range(said.size):
+            contexts[n + i] = table_base
+        n = say_tables(said, groups, values, n)
+        for t in range(reaches.size):
+            values[n], contexts[n] = reaches[t], table_base + 1
+            n += 1
+        contexts_of(reaches, table_base + 2, contexts, n)
+        n = spell(tables, half, reaches, values, n)
+        values[n], contexts[n] = rest.size, head
+        n += 1
+    memory = 0
+    for i in range(n):
+        memory = max(memory, contexts[i] + 1)
+    memory = max(memory, rest_base + (groups * CLASSES if rest_contexts.size else 1))
+    odds, counts = np.empty(memory * SLOTS, np.int64), np.empty(memory * SLOTS, np.int64)
+    for slot in range(rest_base * SLOTS if rest_contexts.size else memory * SLOTS):
+        odds[slot] = _EVEN
+        counts[slot] = 0
     begun = np.zeros(groups * CLASSES, np.uint8)
-    for context in range(symbols_base):
-        _begin(odds, counts, context)
-    for row in range(rows):
-        for column in range(columns):
-            k = np.int64(found[row, column])
+    for i in range(rest.size):
+        values[n] = rest[i]
+        contexts[n] = rest_base
+        if rest_contexts.size:
+            k = np.int64(rest_contexts[i])
+            contexts[n] += k
             if not begun[k]:
                 begun[k] = 1
-                _begin_class(odds, counts, symbols_base + k, first_odds[k // groups])
-            values[n] = matrix[row, column]
-            contexts[n] = symbols_base + k
-            n += 1
+                _begin_class(odds, counts, rest_base + k, first_odds[k // groups])
+        n += 1
     registers = np.empty(REGISTERS, np.int64)
     registers[0], registers[1], registers[2] = 0xFFFFFFFF, 0, -1
     registers[3], registers[4] = 0, 0
-    if put(registers, out, odds, counts, values, contexts) < n:
+    if put(registers, out, odds, counts, values, contexts, n) < n:
         return -1
     if registers[3] + registers[4] + 16 > out.size:
         return -1
-    length = finish(registers, out)
-    if length == 0:  # which stands for zeros
-        out[0] = 0
-        length = 1
-    return length
+    return finish(registers, out)
 
 
 @kernel

@@ -17,6 +17,7 @@ _BINS = 4  # to an octave of energy
 _LANES = 16  # sums side by side
 _HEADER = 40.0  # bits of headers, and below of a component's
 _EACH = 10.0
+_PATIENCE = 4  # ranks in a row that pay less than the best, after which no more are tried
 
 
 @inlined
@@ -144,7 +145,7 @@ def choose(matrix: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[int, float
         rest_columns[j] = columns[j]
     energies = np.zeros(most)
     best_rank, best_noise, best = 0, 0.0, _cost(rows, columns) - _HEADER
-    due = 1
+    due, worse = 1, 0
     for rank in range(1, most + 1):
         k = rank - 1
         energy_u, energy_v = 0.0, 0.0
@@ -185,4 +186,9 @@ def choose(matrix: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[int, float
         bits += _factor_bits(of_v, shares, scale / wide)
         if bits < best:
             best, best_rank, best_noise = bits, rank, noise
+            worse = 0
+        else:
+            worse += 1
+            if worse == _PATIENCE:
+                break
     return best_rank, best_noise

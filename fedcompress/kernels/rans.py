@@ -15,14 +15,39 @@ PRECISION = 12  # frequencies of a table add up to 2**PRECISION
 TOTAL = 1 << PRECISION
 _LOWEST = 1 << 16  # states stay in [2**16, 2**32)
 LANES = 4
+# As unsigned numbers, of which compiled code makes no floats and no negative indexes.
+_BITS, _ROOM, _RECIPROCAL = np.uint64(PRECISION), np.uint64(20), np.uint64(44)
+_ROW, _SIXTEEN, _TOP = np.uint64(8), np.uint64(16), np.uint64(24)
+_WHOLE, _MASK, _WORD = np.uint64(TOTAL), np.uint64(TOTAL - 1), np.uint64(0xFFFF)
+_ZERO, _ONE, _FLOOR = np.uint64(0), np.uint64(1), np.uint64(_LOWEST)
+_QUANTIZER, _STATE = np.uint64(31), np.uint64(0xFF00)
+
+
+@kernel
+def codes_of(
+    frequencies: np.ndarray, starts: np.ndarray, codes: np.ndarray, reciprocals: np.ndarray
+) -> None:
+    """Lay tables out for coding, at 256 × table + symbol.
+
+    ``codes`` (uint32) holds the frequency and in its low 12 bits the start, ``reciprocals``
+    (uint64) ⌈2**44 / frequency⌉: for a state x below frequency × 2**20, their product is below
+    2**64 and its upper 20 bits are exactly x // frequency.
+    """
+    for t in range(frequencies.shape[0]):
+        for s in range(frequencies.shape[1]):
+            f = np.int64(frequencies[t, s])
+            if f > 0:
+                codes[256 * t + s] = np.uint32(f << PRECISION) | starts[t, s]
+                reciprocals[256 * t + s] = np.uint64(((1 << 44) + f - 1) // f)
 
 
 @kernel
 def encode(
-    tables: np.ndarray,
+    contexts: np.ndarray,
+    table_of: np.ndarray,
     symbols: np.ndarray,
-    frequencies: np.ndarray,
-    starts: np.ndarray,
+    codes: np.ndarray,
+    reciprocals: np.ndarray,
     states: np.ndarray,
     words: np.ndarray,
 ) -> int:
@@ -30,10 +55,12 @@ def encode(
 
     Parameters
     ----------
-    tables, symbols : ndarray
-        uint8, shape (rows, columns): table and symbol of each entry.
-    frequencies, starts : ndarray
-        uint32, shape (tables, alphabet).
+    contexts, symbols : ndarray
+        uint8, shape (rows, columns): context and symbol of each entry.
+    table_of : ndarray
+        uint8: the table of each context.
+    codes, reciprocals : ndarray
+        As `codes_of` lays them out.
     states : ndarray
         uint32, shape (lanes,), 1 or 4 lanes; changed in place.
 
@@ -45,53 +72,66 @@ def encode(
     rows, columns = symbols.shape
     position = words.size
     grouped = rows // 4 * 4 if states.size == 4 else 0
-    x = states[0]
+    x = np.uint64(states[0])
     for row in range(rows - 1, grouped - 1, -1):
-        for column in range(columns - 1, -1, -1):
-            table, symbol = tables[row, column], symbols[row, column]
-            f, b = frequencies[table, symbol], starts[table, symbol]
-            if np.uint64(x) >= np.uint64(f) << np.uint64(20):
+        r0 = np.uint64(row)
+        for last in range(columns - 1, -1, -1):
+            column = np.uint64(last)
+            i = (np.uint64(table_of[contexts[r0, column]]) << _ROW) | np.uint64(symbols[r0, column])
+            f = np.uint64(codes[i]) >> _BITS
+            if x >= f << _ROOM:
                 position -= 1
-                words[position] = np.uint16(x & np.uint32(0xFFFF))
-                x = x >> np.uint32(16)
-            x = np.uint32((x // f << np.uint32(12)) + x % f + b)
-    states[0] = x
+                words[position] = np.uint16(x & _WORD)
+                x >>= _SIXTEEN
+            x += ((x * reciprocals[i]) >> _RECIPROCAL) * (_WHOLE - f) + (codes[i] & _MASK)
+    states[0] = np.uint32(x)
     if grouped == 0:
         return position
-    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
+    x0, x1 = np.uint64(states[0]), np.uint64(states[1])
+    x2, x3 = np.uint64(states[2]), np.uint64(states[3])
     for row in range(grouped - 4, -1, -4):
-        for column in range(columns - 1, -1, -1):
-            t3, s3 = tables[row + 3, column], symbols[row + 3, column]
-            t2, s2 = tables[row + 2, column], symbols[row + 2, column]
-            t1, s1 = tables[row + 1, column], symbols[row + 1, column]
-            t0, s0 = tables[row, column], symbols[row, column]
-            f3, f2, f1, f0 = (
-                frequencies[t3, s3],
-                frequencies[t2, s2],
-                frequencies[t1, s1],
-                frequencies[t0, s0],
+        r0, r1 = np.uint64(row), np.uint64(row + 1)
+        r2, r3 = np.uint64(row + 2), np.uint64(row + 3)
+        for last in range(columns - 1, -1, -1):
+            column = np.uint64(last)
+            i3 = (np.uint64(table_of[contexts[r3, column]]) << _ROW) | np.uint64(
+                symbols[r3, column]
             )
-            words[position - 1] = np.uint16(x3 & np.uint32(0xFFFF))
-            if np.uint64(x3) >= np.uint64(f3) << np.uint64(20):
+            i2 = (np.uint64(table_of[contexts[r2, column]]) << _ROW) | np.uint64(
+                symbols[r2, column]
+            )
+            i1 = (np.uint64(table_of[contexts[r1, column]]) << _ROW) | np.uint64(
+                symbols[r1, column]
+            )
+            i0 = (np.uint64(table_of[contexts[r0, column]]) << _ROW) | np.uint64(
+                symbols[r0, column]
+            )
+            f3 = np.uint64(codes[i3]) >> _BITS
+            f2 = np.uint64(codes[i2]) >> _BITS
+            f1 = np.uint64(codes[i1]) >> _BITS
+            f0 = np.uint64(codes[i0]) >> _BITS
+            words[position - 1] = np.uint16(x3 & _WORD)
+            if x3 >= f3 << _ROOM:
                 position -= 1
-                x3 = x3 >> np.uint32(16)
-            words[position - 1] = np.uint16(x2 & np.uint32(0xFFFF))
-            if np.uint64(x2) >= np.uint64(f2) << np.uint64(20):
+                x3 >>= _SIXTEEN
+            words[position - 1] = np.uint16(x2 & _WORD)
+            if x2 >= f2 << _ROOM:
                 position -= 1
-                x2 = x2 >> np.uint32(16)
-            words[position - 1] = np.uint16(x1 & np.uint32(0xFFFF))
-            if np.uint64(x1) >= np.uint64(f1) << np.uint64(20):
+                x2 >>= _SIXTEEN
+            words[position - 1] = np.uint16(x1 & _WORD)
+            if x1 >= f1 << _ROOM:
                 position -= 1
-                x1 = x1 >> np.uint32(16)
-            words[position - 1] = np.uint16(x0 & np.uint32(0xFFFF))
-            if np.uint64(x0) >= np.uint64(f0) << np.uint64(20):
+                x1 >>= _SIXTEEN
+            words[position - 1] = np.uint16(x0 & _WORD)
+            if x0 >= f0 << _ROOM:
                 position -= 1
-                x0 = x0 >> np.uint32(16)
-            x3 = np.uint32((x3 // f3 << np.uint32(12)) + x3 % f3 + starts[t3, s3])
-            x2 = np.uint32((x2 // f2 << np.uint32(12)) + x2 % f2 + starts[t2, s2])
-            x1 = np.uint32((x1 // f1 << np.uint32(12)) + x1 % f1 + starts[t1, s1])
-            x0 = np.uint32((x0 // f0 << np.uint32(12)) + x0 % f0 + starts[t0, s0])
-    states[0], states[1], states[2], states[3] = x0, x1, x2, x3
+                x0 >>= _SIXTEEN
+            x3 += ((x3 * reciprocals[i3]) >> _RECIPROCAL) * (_WHOLE - f3) + (codes[i3] & _MASK)
+            x2 += ((x2 * reciprocals[i2]) >> _RECIPROCAL) * (_WHOLE - f2) + (codes[i2] & _MASK)
+            x1 += ((x1 * reciprocals[i1]) >> _RECIPROCAL) * (_WHOLE - f1) + (codes[i1] & _MASK)
+            x0 += ((x0 * reciprocals[i0]) >> _RECIPROCAL) * (_WHOLE - f0) + (codes[i0] & _MASK)
+    states[0], states[1] = np.uint32(x0), np.uint32(x1)
+    states[2], states[3] = np.uint32(x2), np.uint32(x3)
     return position
 
 
@@ -204,75 +244,79 @@ def decode_dependent(
         uint8, shape (alphabet,): the parity that each symbol stands for.
     """
     rows, columns = symbols.shape
-    mask = np.uint32(TOTAL - 1)
     grouped = rows // 4 * 4 if states.size == 4 else 0
     end = words.size - 4
-    alphabet = moves.size
-    # Next pair index, 2 × state + …: one look-up in place of three along the critical path.
-    follow = np.empty((transitions.shape[0], alphabet), np.uint8)
-    kind = np.empty(transitions.shape[0], np.uint8)
+    # By 256 × state + symbol: 256 × the next state, and its quantizer in the top bit.
+    follow = np.empty(256 * transitions.shape[0], np.uint32)
     for s in range(transitions.shape[0]):
-        kind[s] = transitions[s, 2]
-        for i in range(alphabet):
-            follow[s, i] = transitions[s, moves[i]]
-    x0 = states[0]
+        for i in range(moves.size):
+            d = transitions[s, moves[i]]
+            follow[256 * s + i] = np.uint32(256 * d + (transitions[d, 2] << 31))
+    first = np.uint64(transitions[0, 2] << 31)
+    # Both quantizers' slots are looked up, so that which one it is may come late.
+    x0 = np.uint64(states[0])
     if grouped:
-        x1, x2, x3 = states[1], states[2], states[3]
+        x1, x2, x3 = np.uint64(states[1]), np.uint64(states[2]), np.uint64(states[3])
         for row in range(0, grouped, 4):
-            d0, d1, d2, d3 = np.uint8(0), np.uint8(0), np.uint8(0), np.uint8(0)
+            d0, d1, d2, d3 = first, first, first, first
             for column in range(columns):
-                e0 = slots[pairs[classes[row, column], kind[d0]], x0 & mask]
-                e1 = slots[pairs[classes[row + 1, column], kind[d1]], x1 & mask]
-                e2 = slots[pairs[classes[row + 2, column], kind[d2]], x2 & mask]
-                e3 = slots[pairs[classes[row + 3, column], kind[d3]], x3 & mask]
-                d0 = follow[d0, e0 >> np.uint32(24)]
-                d1 = follow[d1, e1 >> np.uint32(24)]
-                d2 = follow[d2, e2 >> np.uint32(24)]
-                d3 = follow[d3, e3 >> np.uint32(24)]
-                x0 = np.uint32(((e0 >> np.uint32(12)) & mask) + np.uint32(1)) * (
-                    x0 >> np.uint32(12)
-                ) + (e0 & mask)
-                x1 = np.uint32(((e1 >> np.uint32(12)) & mask) + np.uint32(1)) * (
-                    x1 >> np.uint32(12)
-                ) + (e1 & mask)
-                x2 = np.uint32(((e2 >> np.uint32(12)) & mask) + np.uint32(1)) * (
-                    x2 >> np.uint32(12)
-                ) + (e2 & mask)
-                x3 = np.uint32(((e3 >> np.uint32(12)) & mask) + np.uint32(1)) * (
-                    x3 >> np.uint32(12)
-                ) + (e3 & mask)
-                symbols[row, column] = np.uint8(e0 >> np.uint32(24))
-                symbols[row + 1, column] = np.uint8(e1 >> np.uint32(24))
-                symbols[row + 2, column] = np.uint8(e2 >> np.uint32(24))
-                symbols[row + 3, column] = np.uint8(e3 >> np.uint32(24))
-                if x0 < _LOWEST:
-                    x0 = (x0 << np.uint32(16)) | np.uint32(words[position])
+                c0 = classes[row, column]
+                a0 = np.uint64(slots[pairs[c0, 0], x0 & _MASK])
+                b0 = np.uint64(slots[pairs[c0, 1], x0 & _MASK])
+                c1 = classes[row + 1, column]
+                a1 = np.uint64(slots[pairs[c1, 0], x1 & _MASK])
+                b1 = np.uint64(slots[pairs[c1, 1], x1 & _MASK])
+                c2 = classes[row + 2, column]
+                a2 = np.uint64(slots[pairs[c2, 0], x2 & _MASK])
+                b2 = np.uint64(slots[pairs[c2, 1], x2 & _MASK])
+                c3 = classes[row + 3, column]
+                a3 = np.uint64(slots[pairs[c3, 0], x3 & _MASK])
+                b3 = np.uint64(slots[pairs[c3, 1], x3 & _MASK])
+                e0 = a0 ^ ((a0 ^ b0) & (_ZERO - (d0 >> _QUANTIZER)))
+                d0 = np.uint64(follow[(d0 & _STATE) | (e0 >> _TOP)])
+                x0 = (((e0 >> _BITS) & _MASK) + _ONE) * (x0 >> _BITS) + (e0 & _MASK)
+                symbols[row, column] = np.uint8(e0 >> _TOP)
+                e1 = a1 ^ ((a1 ^ b1) & (_ZERO - (d1 >> _QUANTIZER)))
+                d1 = np.uint64(follow[(d1 & _STATE) | (e1 >> _TOP)])
+                x1 = (((e1 >> _BITS) & _MASK) + _ONE) * (x1 >> _BITS) + (e1 & _MASK)
+                symbols[row + 1, column] = np.uint8(e1 >> _TOP)
+                e2 = a2 ^ ((a2 ^ b2) & (_ZERO - (d2 >> _QUANTIZER)))
+                d2 = np.uint64(follow[(d2 & _STATE) | (e2 >> _TOP)])
+                x2 = (((e2 >> _BITS) & _MASK) + _ONE) * (x2 >> _BITS) + (e2 & _MASK)
+                symbols[row + 2, column] = np.uint8(e2 >> _TOP)
+                e3 = a3 ^ ((a3 ^ b3) & (_ZERO - (d3 >> _QUANTIZER)))
+                d3 = np.uint64(follow[(d3 & _STATE) | (e3 >> _TOP)])
+                x3 = (((e3 >> _BITS) & _MASK) + _ONE) * (x3 >> _BITS) + (e3 & _MASK)
+                symbols[row + 3, column] = np.uint8(e3 >> _TOP)
+                if x0 < _FLOOR:
+                    x0 = (x0 << _SIXTEEN) | np.uint64(words[position])
                     position += 1
-                if x1 < _LOWEST:
-                    x1 = (x1 << np.uint32(16)) | np.uint32(words[position])
+                if x1 < _FLOOR:
+                    x1 = (x1 << _SIXTEEN) | np.uint64(words[position])
                     position += 1
-                if x2 < _LOWEST:
-                    x2 = (x2 << np.uint32(16)) | np.uint32(words[position])
+                if x2 < _FLOOR:
+                    x2 = (x2 << _SIXTEEN) | np.uint64(words[position])
                     position += 1
-                if x3 < _LOWEST:
-                    x3 = (x3 << np.uint32(16)) | np.uint32(words[position])
+                if x3 < _FLOOR:
+                    x3 = (x3 << _SIXTEEN) | np.uint64(words[position])
                     position += 1
                 if position > end:
                     return -1
-        states[1], states[2], states[3] = x1, x2, x3
+        states[1], states[2], states[3] = np.uint32(x1), np.uint32(x2), np.uint32(x3)
     for row in range(grouped, rows):
-        d0 = np.uint8(0)
+        d0 = first
         for column in range(columns):
-            e0 = slots[pairs[classes[row, column], kind[d0]], x0 & mask]
-            d0 = follow[d0, e0 >> np.uint32(24)]
-            x0 = np.uint32(((e0 >> np.uint32(12)) & mask) + np.uint32(1)) * (
-                x0 >> np.uint32(12)
-            ) + (e0 & mask)
-            symbols[row, column] = np.uint8(e0 >> np.uint32(24))
-            if x0 < _LOWEST:
-                x0 = (x0 << np.uint32(16)) | np.uint32(words[position])
+            c0 = classes[row, column]
+            a0 = np.uint64(slots[pairs[c0, 0], x0 & _MASK])
+            b0 = np.uint64(slots[pairs[c0, 1], x0 & _MASK])
+            e0 = a0 ^ ((a0 ^ b0) & (_ZERO - (d0 >> _QUANTIZER)))
+            d0 = np.uint64(follow[(d0 & _STATE) | (e0 >> _TOP)])
+            x0 = (((e0 >> _BITS) & _MASK) + _ONE) * (x0 >> _BITS) + (e0 & _MASK)
+            symbols[row, column] = np.uint8(e0 >> _TOP)
+            if x0 < _FLOOR:
+                x0 = (x0 << _SIXTEEN) | np.uint64(words[position])
                 position += 1
                 if position > end:
                     return -1
-    states[0] = x0
+    states[0] = np.uint32(x0)
     return position

@@ -31,7 +31,12 @@ _TILE = 64  # columns that are turned into lanes at once
 _METRICS = 4  # least costs of an even and an odd level of either quantizer
 _F = np.float32
 _HUGE = _F(1e30)
-_NOT_NEGATIVE = (1 << 48) - 1  # a mask that tells the compiler so: no index counts from the end
+
+# Indices into what lanes hold are unsigned, so that no one asks whether they count from the end:
+# with that question in them loops become gathers and scatters. Signed numbers may not mix in.
+_U = np.uint64
+_LANE = _U(_LANES)
+_NOT_NEGATIVE = (1 << 48) - 1  # a mask that answers that question where numbers are signed
 
 
 @cache
@@ -101,8 +106,19 @@ def search_by_kind(
 
 def reconstruct(levels: np.ndarray, shrinkage: np.ndarray, states: int) -> np.ndarray:
     """Give the entries (float32) of levels, int16 or int32, shape (rows, columns), in steps."""
-    out = np.empty(levels.shape, np.float32)
-    _reconstruct(levels, shrinkage.reshape(-1), _machine(states), out)
+    return reconstruct_rows(levels.reshape(-1), levels.shape[1], shrinkage, states).reshape(
+        levels.shape
+    )
+
+
+def reconstruct_rows(
+    levels: np.ndarray, width: int, shrinkage: np.ndarray, states: int
+) -> np.ndarray:
+    """Reconstruct as `reconstruct` does flat rows of ``width``; the last may be shorter."""
+    out = np.empty(levels.size, np.float32)
+    feedback, odd = MACHINES[states]
+    length = states.bit_length() - 1
+    _reconstruct(levels, max(width, 1), shrinkage.reshape(-1), feedback, odd, length, out)
     return out
 
 
@@ -129,12 +145,12 @@ def _forced(function: Callable[..., None]) -> Callable[..., None]:
 def _metrics(
     buffer: np.ndarray,
     values: np.ndarray,
-    at: int,
+    at: np.uint64,
     table: np.ndarray,
-    entry: int,
+    entry: np.uint64,
     shrinkage: np.ndarray,
     choices: np.ndarray,
-    to: int,
+    to: np.uint64,
 ) -> None:
     """Find the best even and odd level of either quantizer for one entry in each lane.
 
@@ -144,12 +160,12 @@ def _metrics(
     """
     one, half = _F(1), _F(0.5)
     s00, s01, s10, s11 = shrinkage[0], shrinkage[1], shrinkage[2], shrinkage[3]
-    for lane in range(_LANES):
+    for lane in range(_LANE):
         t = abs(values[at + lane])
         zero = table[entry + lane]
-        first = table[entry + _LANES + lane]
-        second = table[entry + 2 * _LANES + lane]
-        slope = table[entry + 3 * _LANES + lane]
+        first = table[entry + _LANE + lane]
+        second = table[entry + _U(2 * _LANES) + lane]
+        slope = table[entry + _U(3 * _LANES) + lane]
         u = t + s01
         vertex = u * _F(0.25) - slope * _F(0.0625)
         m = max(one, np.rint(vertex))
@@ -164,11 +180,11 @@ def _metrics(
         e = t + s00 - _F(2)
         small = e * e + first
         won |= np.int32(large < small) << 1
-        buffer[_LANES + lane] = min(large, small)
-        zero = table[entry + 4 * _LANES + lane]
-        first = table[entry + 5 * _LANES + lane]
-        second = table[entry + 6 * _LANES + lane]
-        slope = table[entry + 7 * _LANES + lane]
+        buffer[_LANE + lane] = min(large, small)
+        zero = table[entry + _U(4 * _LANES) + lane]
+        first = table[entry + _U(5 * _LANES) + lane]
+        second = table[entry + _U(6 * _LANES) + lane]
+        slope = table[entry + _U(7 * _LANES) + lane]
         u = t + s11 + one
         vertex = u * _F(0.25) - slope * _F(0.0625)
         m = max(one, np.rint(vertex))
@@ -176,14 +192,14 @@ def _metrics(
         large = e * e + (second + (m - one) * (slope + slope))
         small = t * t + zero
         won |= np.int32(large < small) << 2
-        buffer[2 * _LANES + lane] = min(large, small)
+        buffer[_U(2 * _LANES) + lane] = min(large, small)
         m = max(one, np.rint(vertex - half))
         e = u - _F(4) * m - _F(2)
         large = e * e + (second + (m + m - one) * slope)
         e = t + s10 - one
         small = e * e + first
         won |= np.int32(large < small) << 3
-        buffer[3 * _LANES + lane] = min(large, small)
+        buffer[_U(3 * _LANES) + lane] = min(large, small)
         choices[to + lane] = won
 
 
@@ -196,10 +212,10 @@ def _extend(
     feedback: int,
     odd: int,
     choices: np.ndarray,
-    to: int,
+    to: np.uint64,
 ) -> None:
     """Choose the better of the two ways into each of ``count`` states, in every lane."""
-    for lane in range(_LANES):
+    for lane in range(_LANE):
         bits = np.int32(0)
         for i in range(count):
             state = first + i
@@ -208,15 +224,15 @@ def _extend(
             from_even = ((state ^ (quantizer * feedback)) >> 1) | top
             from_odd = ((state ^ (quantizer * feedback) ^ odd) >> 1) | top
             even = (
-                buffer[(_METRICS + from_even) * _LANES + lane]
-                + buffer[2 * quantizer * _LANES + lane]
+                buffer[_U((_METRICS + from_even) * _LANES) + lane]
+                + buffer[_U(2 * quantizer * _LANES) + lane]
             )
             uneven = (
-                buffer[(_METRICS + from_odd) * _LANES + lane]
-                + buffer[(2 * quantizer + 1) * _LANES + lane]
+                buffer[_U((_METRICS + from_odd) * _LANES) + lane]
+                + buffer[_U((2 * quantizer + 1) * _LANES) + lane]
             )
             bits |= np.int32(uneven < even) << np.int32(i)
-            buffer[(_METRICS + states + state) * _LANES + lane] = min(uneven, even)
+            buffer[_U((_METRICS + states + state) * _LANES) + lane] = min(uneven, even)
         choices[to + lane] = bits
 
 
@@ -226,7 +242,7 @@ def _search_of(states: int) -> Callable[..., None]:
     group = min(states, 8)  # states whose choices share a byte
     groups = states // group
     width = (1 + groups) * _LANES
-    held, longer = _METRICS * _LANES, (_METRICS + states) * _LANES
+    held, longer = _U(_METRICS * _LANES), _U((_METRICS + states) * _LANES)
 
     @kernel
     def run(
@@ -240,6 +256,7 @@ def _search_of(states: int) -> Callable[..., None]:
     ) -> None:
         rows, columns = x.shape
         kinds = column_levels.size
+        most = _F(MOST_STEPS)
         values = np.empty(columns * _LANES, np.float32)  # and levels in the end
         choices = np.empty(columns * width, np.uint8)
         table = np.empty(kinds * COSTS * _LANES, np.float32)
@@ -253,43 +270,48 @@ def _search_of(states: int) -> Callable[..., None]:
                     k = min(max(level + column_levels[kind], 0), costs.shape[0] - 1)
                     for i in range(COSTS):
                         table[(kind * COSTS + i) * _LANES + lane] = costs[k, i]
-            for i in range(_LANES):
+            for i in range(_LANE):
                 buffer[held + i] = _F(0)
-            for i in range(_LANES, states * _LANES):
+            for i in range(_LANE, _U(states * _LANES)):
                 buffer[held + i] = _HUGE
             for start in range(0, columns, _TILE):
                 stop = min(start + _TILE, columns)
-                for lane in range(lanes):
+                for lane in range(0, _LANES, 4):  # four rows make a store; the last row fills up
+                    r0, r1 = _U(min(row + lane, rows - 1)), _U(min(row + lane + 1, rows - 1))
+                    r2, r3 = _U(min(row + lane + 2, rows - 1)), _U(min(row + lane + 3, rows - 1))
                     for j in range(start, stop):
-                        value = min(x[row + lane, j], _F(MOST_STEPS))
-                        values[j * _LANES + lane] = max(value, -_F(MOST_STEPS))
-                for lane in range(lanes, _LANES):
-                    for j in range(start, stop):
-                        values[j * _LANES + lane] = _F(0)
+                        column, at = _U(j), _U(j * _LANES + lane)
+                        values[at] = max(min(x[r0, column], most), -most)
+                        values[at + _U(1)] = max(min(x[r1, column], most), -most)
+                        values[at + _U(2)] = max(min(x[r2, column], most), -most)
+                        values[at + _U(3)] = max(min(x[r3, column], most), -most)
                 for j in range(start, stop):
-                    entry = (column_index[j] * COSTS * _LANES) & _NOT_NEGATIVE
-                    to = j * width
-                    _metrics(buffer, values, j * _LANES, table, entry, shrinkage, choices, to)
-                    to += _LANES
+                    entry = _U(column_index[j] * COSTS * _LANES)
+                    to = _U(j * width)
+                    _metrics(buffer, values, _U(j * _LANES), table, entry, shrinkage, choices, to)
+                    to += _LANE
                     _extend(buffer, 0, group, states, feedback, odd, choices, to)
                     if groups > 1:
-                        _extend(buffer, 8, 8, states, feedback, odd, choices, to + _LANES)
+                        _extend(buffer, 8, 8, states, feedback, odd, choices, to + _LANE)
                     if groups > 2:
-                        _extend(buffer, 16, 8, states, feedback, odd, choices, to + 2 * _LANES)
-                        _extend(buffer, 24, 8, states, feedback, odd, choices, to + 3 * _LANES)
-                    for i in range(states * _LANES):
+                        to += _LANE
+                        _extend(buffer, 16, 8, states, feedback, odd, choices, to + _LANE)
+                        to += _LANE
+                        _extend(buffer, 24, 8, states, feedback, odd, choices, to + _LANE)
+                    for i in range(_U(states * _LANES)):
                         buffer[held + i] = buffer[longer + i]
                 # Differences are all that counts; taken early, they stay exact in long rows.
-                for lane in range(_LANES):
+                for lane in range(_LANE):
                     least = buffer[held + lane]
                     for s in range(1, states):
-                        least = min(least, buffer[held + s * _LANES + lane])
+                        least = min(least, buffer[held + _U(s * _LANES) + lane])
                     for s in range(states):
-                        buffer[held + s * _LANES + lane] -= least
-            for lane in range(_LANES):
+                        buffer[held + _U(s * _LANES) + lane] -= least
+            for lane in range(_LANE):
                 best = 0
                 for s in range(1, states):
-                    if buffer[held + s * _LANES + lane] < buffer[held + best * _LANES + lane]:
+                    cost = buffer[held + _U(s * _LANES) + lane]
+                    if cost < buffer[held + _U(best * _LANES) + lane]:
                         best = s
                 state[lane] = best
             for tile in range((columns - 1) // _TILE, -1, -1):
@@ -305,7 +327,7 @@ def _search_of(states: int) -> Callable[..., None]:
                         for g in range(1, groups):
                             byte = choices[to + (1 + g) * _LANES + lane]
                             bits |= np.int32(byte) << np.int32(8 * g)
-                        parity = (bits >> s) & 1
+                        parity = np.int32(bits >> (s & 31)) & 1
                         quantizer = s & 1
                         slope = table[entry + 3 * _LANES + lane]
                         slope1 = table[entry + 7 * _LANES + lane]
@@ -318,14 +340,14 @@ def _search_of(states: int) -> Callable[..., None]:
                             u, slope = u1, slope1
                         vertex = u * _F(0.25) - slope * _F(0.0625)
                         m = max(_F(1), np.rint(vertex - _F(parity) * _F(0.5)))
-                        won = (np.int32(choices[to + lane]) >> (2 * quantizer + parity)) & 1
-                        level = (m + m) * _F(won) + _F(parity)
+                        won = np.int32(choices[to + lane]) & (1 << (2 * quantizer + parity))
+                        level = (m + m if won != 0 else _F(0)) + _F(parity)
                         values[at + lane] = -level if value < 0 else level
                         before = s ^ (quantizer * feedback) ^ (parity * odd)
                         state[lane] = (before >> 1) | (quantizer * top)
                 for lane in range(lanes):
                     for j in range(start, stop):
-                        levels[row + lane, j] = np.int32(values[j * _LANES + lane])
+                        levels[_U(row + lane), _U(j)] = np.int32(values[_U(j * _LANES + lane)])
 
     return run
 
@@ -357,20 +379,52 @@ def _quantizers(levels: np.ndarray, machine: np.ndarray, out: np.ndarray) -> Non
 
 @kernel
 def _reconstruct(
-    levels: np.ndarray, shrinkage: np.ndarray, machine: np.ndarray, out: np.ndarray
+    levels: np.ndarray,
+    width: int,
+    shrinkage: np.ndarray,
+    feedback: int,
+    odd: int,
+    length: int,
+    out: np.ndarray,
 ) -> None:
-    rows, columns = levels.shape
-    quantizers = np.empty((4, columns), np.uint8)
-    for start in range(0, rows, 4):
-        part = levels[start : start + 4]
-        _quantizers(part, machine, quantizers)
-        for row in range(part.shape[0]):
-            for column in range(columns):
-                level = np.int32(part[row, column])
-                second = quantizers[row, column] != 0
-                magnitude = abs(level)
-                one = shrinkage[2] if second else shrinkage[0]
-                more = shrinkage[3] if second else shrinkage[1]
-                steps = _F(2 * magnitude - np.int32(second)) - (more if magnitude > 1 else one)
+    """Reconstruct rows of ``width`` entries, of which the last may be shorter.
+
+    Quantizers are found for 64 entries at once. The one of an entry is the sum, exclusive or, of
+    some parities and some quantizers among the ``length`` entries before, as the masks say. So
+    quantizers are as polynomials N / (1 + G), which is N (1 + G) (1 + G²) (1 + G⁴) and so on.
+    """
+    one, more = shrinkage[0], shrinkage[1]
+    one_1, more_1 = shrinkage[2], shrinkage[3]
+    last = _U(63)
+    for begin in range(0, levels.size, width):
+        end = min(begin + width, levels.size)
+        parities, quantizers = _U(0), _U(0)
+        for start in range(begin, end, 64):
+            count = min(64, end - start)
+            before, parities_before = quantizers, parities
+            parities = _U(0)
+            for i in range(count):
+                parities |= _U(levels[_U(start + i)] & 1) << _U(i)
+            quantizers = _U(0)
+            for i in range(length):
+                tap = _U(i)
+                if odd >> (length - 1 - i) & 1:
+                    quantizers ^= (parities << tap << _U(1)) ^ (parities_before >> (last - tap))
+                if feedback >> (length - 1 - i) & 1:
+                    quantizers ^= before >> (last - tap)
+            step = 1
+            while step < 64:
+                total = quantizers
+                for i in range(length):
+                    if feedback >> (length - 1 - i) & 1 and (i + 1) * step < 64:
+                        total ^= quantizers << _U((i + 1) * step)
+                quantizers = total
+                step *= 2
+            for i in range(count):
+                level = levels[_U(start + i)]
+                second = np.int32(quantizers >> _U(i)) & np.int32(1)
+                magnitude = np.int32(abs(level))
+                small, large = (one_1, more_1) if second else (one, more)
+                steps = _F(np.int32(2 * magnitude - second)) - (large if magnitude > 1 else small)
                 steps = _F(0) if level == 0 else steps
-                out[start + row, column] = -steps if level < 0 else steps
+                out[_U(start + i)] = -steps if level < 0 else steps

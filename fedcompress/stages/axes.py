@@ -16,7 +16,7 @@ NONE: Axes = (1, 1)
 _SAMPLE = 1 << 13  # entries looked at
 _ROWS = 24
 _ALIKE = 0.1  # correlation of neighbours below which nothing is tried
-_CANDIDATES = 2
+_CANDIDATES = 1
 _WORTH = 0.99  # of the bits without
 
 

@@ -49,13 +49,13 @@ class Common:
         """Components of the prediction."""
         return len(self.shifts)
 
-    def prediction(self, states: int) -> Floats32:
-        """Give the prediction (R, C), to the same bits on every machine."""
-        from fedcompress.kernels.low_rank import product
+    def add_to(self, rest: Floats32, sign: float, states: int) -> None:
+        """Add the prediction times 1 or -1 to (R, C), to the same bits on every machine."""
+        from fedcompress.kernels.low_rank import add_product
 
         a = entries_of(self.a, states).reshape(self.a.shape)
         b = entries_of(self.b, states).reshape(self.b.shape)
-        return product(a.T, b.T, self.shifts)
+        add_product(rest, a, b, self.shifts, sign)
 
 
 def analyse(
@@ -101,7 +101,7 @@ def analyse(
     common = Common(side, axes, *factors)
     if common.rank:
         try:
-            rest -= common.prediction(states)
+            common.add_to(rest, -1.0, states)
         except OverflowError:
             common = Common(side, axes, *no_factors(*rest.shape))
     return rest, common
@@ -113,7 +113,7 @@ def synthesise(
     """Undo `analyse`, to the same bits on every machine; ``rest`` is overwritten."""
     if common.rank:
         try:
-            rest += common.prediction(states)
+            common.add_to(rest, 1.0, states)
         except OverflowError as error:
             raise PayloadError(f"payload: {error}; the bytes are damaged") from error
     plain = dtype == np.float32 and _PLAIN[0] < step < _PLAIN[1]
@@ -135,7 +135,7 @@ def no_factors(rows: int, columns: int) -> tuple[Integers, Integers, Integers]:
 
 def _predict(rest: Floats32, most: int, states: int) -> tuple[Integers, Integers, Integers]:
     """Choose a prediction."""
-    from fedcompress.kernels.low_rank import factors, scaled_factors
+    from fedcompress.kernels.low_rank import factors, levels_of_factors
     from fedcompress.kernels.rank import choose
 
     rows, columns = rest.shape
@@ -146,8 +146,8 @@ def _predict(rest: Floats32, most: int, states: int) -> tuple[Integers, Integers
     rank, noise = choose(rest, u, v)
     if rank == 0:
         return no_factors(rows, columns)
-    a, b, shifts = scaled_factors(u[:, :rank], v[:, :rank], noise * _NOISE)
     # Two steps of the trellis to a whole number of either factor, four to their product.
-    levels_a = choose_levels(2 * a.T, (rank, rows), states, _FACTOR_WEIGHT)
-    levels_b = choose_levels(2 * b.T, (rank, columns), states, _FACTOR_WEIGHT)
+    a, b, shifts = levels_of_factors(u[:, :rank], v[:, :rank], noise * _NOISE, 2.0)
+    levels_a = choose_levels(a, (rank, rows), states, _FACTOR_WEIGHT)
+    levels_b = choose_levels(b, (rank, columns), states, _FACTOR_WEIGHT)
     return levels_a, levels_b, shifts + np.int32(2)

@@ -86,15 +86,11 @@ def entries_of(levels: NDArray[np.integer], states: int) -> NDArray[np.float32]:
     """Give the entries (float32, flat) that levels stand for, in units of a trellis step."""
     if states == 0:
         return levels.reshape(-1).astype(np.float32) * np.float32(2)
-    if not levels.any():  # many arrays are, at coarse steps
-        return np.zeros(levels.size, np.float32)
     from fedcompress.kernels import trellis
 
-    parts = [
-        trellis.reconstruct(part, NO_SHRINKAGE, states).reshape(-1)
-        for part in _rows(levels, levels.shape)
-    ]
-    return _joined(parts)
+    width = row_width(levels.shape)
+    flat = np.ascontiguousarray(levels).reshape(-1)
+    return trellis.reconstruct_rows(flat, width, NO_SHRINKAGE, states)
 
 
 def _joined(parts: list[NDArray[T]]) -> NDArray[T]:

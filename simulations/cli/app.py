@@ -114,6 +114,59 @@ def run(
 
 
 @app.command()
+def simulate(
+    folder: Annotated[Path, typer.Argument(metavar="APP")],
+    clients: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="How many clients.", show_default="as the app says"),
+    ] = None,
+    uplink: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Compress what clients send.", show_default="dense"),
+    ] = None,
+    downlink: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Compress what they are sent.", show_default="dense"),
+    ] = None,
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option(metavar='"KEY=VALUE …"', help="Change settings of the app; repeatable."),
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="Where clients run.")] = Engine.ray,
+    workers: Annotated[
+        str, typer.Option(metavar="N", help="Ray workers: a number, or auto.")
+    ] = "auto",
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Head of a running Ray cluster.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Of the compression, and of Python's random, which draws clients.")
+    ] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")
+    ] = None,
+) -> None:
+    """Run somebody's Flower app with many clients, compressed without touching its code.
+
+    APP is the folder of a Flower app, as flwr run takes it.
+    """
+    from simulations.cli.simulate import simulate_command
+
+    simulate_command(
+        folder,
+        clients=clients,
+        uplink=uplink,
+        downlink=downlink,
+        run_config=run_config or [],
+        engine=engine.value,
+        workers=workers,
+        address=address,
+        seed=seed,
+        json_file=json_file,
+    )
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument()],
 ) -> None:

@@ -1,6 +1,6 @@
 """The results table as wide as the terminal: fewer columns, or one block for each strategy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -21,7 +21,14 @@ CAPTIONS = {
 }
 
 
-def print_table(rows: Sequence[tuple[str, ...]], console: Console) -> None:
+def print_table(
+    rows: Sequence[tuple[str, ...]],
+    console: Console,
+    *,
+    dispensable_first: Sequence[str] = DISPENSABLE,
+    captions: Mapping[str, str] = CAPTIONS,
+    elsewhere: str = "the report",
+) -> None:
     """Print headings and rows so that no text of theirs is wrapped or cut.
 
     Parameters
@@ -30,10 +37,16 @@ def print_table(rows: Sequence[tuple[str, ...]], console: Console) -> None:
         The headings first; each row begins with its label.
     console : Console
         Its width decides how many columns there are; the caption names those left out.
+    dispensable_first : sequence of str
+        Headings of columns that may be left out, the first to go first.
+    captions : mapping of str to str
+        What to say below of a heading that is shown.
+    elsewhere : str
+        Where columns stand that are left out.
     """
     left_out: list[str] = []
     unbounded = console.options.update(width=10_000)
-    for dispensable in (None, *DISPENSABLE):
+    for dispensable in (None, *dispensable_first):
         if dispensable in rows[0]:
             left_out.append(str(dispensable))
         shown = _without(rows, left_out)
@@ -44,9 +57,9 @@ def print_table(rows: Sequence[tuple[str, ...]], console: Console) -> None:
     else:
         left_out, shown = [], list(rows)
         _print_blocks(rows, console)
-    caption = [text for heading, text in CAPTIONS.items() if heading in shown[0]]
+    caption = [text for heading, text in captions.items() if heading in shown[0]]
     if left_out:
-        caption.append(f"Not shown in this width, but in the report: {', '.join(left_out)}.")
+        caption.append(f"Not shown in this width, but in {elsewhere}: {', '.join(left_out)}.")
     console.print(" ".join(caption), style="dim italic", highlight=False, markup=False)
 
 

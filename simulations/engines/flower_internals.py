@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from flwr.app import (
     Array,
@@ -15,16 +16,25 @@ from flwr.app import (
     Metadata,
     MetricRecord,
     RecordDict,
+    UserConfig,
 )
 from flwr.app.message import make_message
+from flwr.common.config import (
+    flatten_dict,
+    fuse_dicts,
+    get_project_config,
+    parse_config_args,
+)
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.supercore.constant import DEFAULT_SIMULATION_CONFIG
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
     get_all_nested_objects,
     no_object_id_recompute,
 )
+from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -32,18 +42,26 @@ T = TypeVar("T")
 
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 CLIENT_CRASHED: int = ErrorCode.CLIENT_APP_CRASHED
+REPLY_REFUSED: int = ErrorCode.MOD_FAILED_PRECONDITION
 SERVER_NODE_ID: int = SUPERLINK_NODE_ID
+
+DEFAULT_CLIENTS: int = DEFAULT_SIMULATION_CONFIG.num_supernodes or 2
 
 __all__ = [
     "CLIENT_CRASHED",
     "CLIENT_RAISED",
+    "DEFAULT_CLIENTS",
+    "REPLY_REFUSED",
     "SERVER_NODE_ID",
     "InflatableObject",
     "Run",
+    "app_settings",
     "assume_server_identity",
     "build_message",
     "copy_records",
     "empty_run",
+    "load_component",
+    "merge_run_config",
     "no_object_id_recompute",
     "records_from_bytes",
     "records_to_bytes",
@@ -119,3 +137,19 @@ def transport_bytes(thing: InflatableObject) -> dict[str, int]:
         object_id: len(nested.deflate())
         for object_id, nested in get_all_nested_objects(thing).items()
     }
+
+
+def app_settings(folder: Path) -> dict[str, Any]:
+    """Read and check an app's ``pyproject.toml`` as `flwr run` does; ValueError says what lacks."""
+    return get_project_config(folder)
+
+
+def merge_run_config(defaults: Mapping[str, Any], overrides: Sequence[str]) -> UserConfig:
+    """Merge ``key=value`` texts over an app's nested settings; ValueError names an unknown key."""
+    return fuse_dicts(flatten_dict(dict(defaults)), parse_config_args(list(overrides)))
+
+
+def load_component(reference: str, folder: Path) -> object:
+    """Import ``module:attribute`` of an app as Flower does; its folder joins the path."""
+    component: object = load_app(reference, ImportError, folder)
+    return component

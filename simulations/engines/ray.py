@@ -317,4 +317,5 @@ class RayGrid(SimulatedGrid):
 
 def _last_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    last = lines[-1].strip() if lines else type(error).__name__
+    return last.removeprefix(f"{ConfigError.__module__}.{ConfigError.__name__}: ")

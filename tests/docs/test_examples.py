@@ -66,7 +66,8 @@ def marks(page: Path) -> list[pytest.MarkDecorator]:
 def _leave_no_package() -> Iterator[None]:
     """What a page installed is gone after it."""
     yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "my_package"]:
+    readers = ("my_package", "client_app", "server_app")
+    for name in [name for name in sys.modules if name.split(".")[0] in readers]:
         del sys.modules[name]
     forget_registry()
 
@@ -99,9 +100,11 @@ def read_commands(text: str) -> list[list[str]]:
 
 
 def check_toml(text: str) -> None:
-    """Validate a study, whole (its first line names its file) or in part."""
+    """Validate a study, whole (its first line names its file) or in part; save an app's project."""
     values = tomllib.loads(text)
-    if named := re.match(r"# (\S+\.toml)\n", text):
+    if "flwr" in values.get("tool", {}):
+        save_module(text)
+    elif named := re.match(r"# (\S+\.toml)\n", text):
         Path(named[1]).write_text(text, "utf-8")
         load_study(named[1])
     elif "project" in values:
@@ -111,8 +114,8 @@ def check_toml(text: str) -> None:
 
 
 def save_module(text: str) -> None:
-    """Save a block whose first line names a file of the reader's package."""
-    if named := re.match(r"# (\S+\.py)\n", text):
+    """Save a block whose first line names a file of the reader's package, or of an app."""
+    if named := re.match(r"# (\S+\.(?:py|toml))\n", text):
         Path(named[1]).parent.mkdir(exist_ok=True)
         Path(named[1]).write_text(text, "utf-8")
 

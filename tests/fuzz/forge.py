@@ -60,9 +60,7 @@ class _Source:
             values[:] = integers(self.draw, values.size)
         found = contexts.reshape(-1).astype(np.int64) if contexts.size else None
         if len(transitions):
-            paired = contexts.reshape(-1, columns).astype(np.uint8)
-            classes.groups_of_state(values.reshape(-1, columns), transitions, paired)
-            found = paired.reshape(-1).astype(np.int64)
+            found = _of_states(values.reshape(-1, columns), contexts, transitions)
         self.drawn.append((values.copy(), base, found))  # decoders go on in the same array
         return True
 
@@ -89,6 +87,16 @@ class _Source:
 
     def note_words(self, states: np.ndarray, words: np.ndarray) -> None:
         self.words = states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+
+
+def _of_states(values: np.ndarray, contexts: np.ndarray, transitions: np.ndarray) -> np.ndarray:
+    """Give contexts, 2 × class + quantizer, as the trellis runs through rows."""
+    states = np.zeros(len(values), np.int64)
+    found = 2 * contexts.reshape(values.shape).astype(np.int64)
+    for column, levels in enumerate(values.T):
+        found[:, column] += transitions[states, 2]
+        states = transitions[states, levels & 1]
+    return found.reshape(-1)
 
 
 def forge_matrix(
@@ -268,7 +276,11 @@ def _write(  # type: ignore[no-untyped-def]
         starts[t, symbol[t]] = slot - (slots[t] & mask)
     ends = np.full(states.size, _LOWEST, np.uint32)
     out = np.empty(symbols.size + 1, np.uint16)
-    start = rans.encode(tables_of, symbols, frequencies, starts, ends, out)
+    every = np.arange(256, dtype=np.uint8)
+    codes = np.zeros(256 * len(slots), np.uint32)
+    reciprocals = np.zeros(256 * len(slots), np.uint64)
+    rans.codes_of(frequencies, starts, codes, reciprocals)
+    start = rans.encode(tables_of, every, symbols, codes, reciprocals, ends, out)
     source.note_words(ends, out[start:])
     states[:] = _LOWEST
     return int(words.size - 4)
