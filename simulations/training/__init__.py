@@ -1,5 +1,6 @@
 """Local training of clients, one by one or many in one program, and evaluation."""
 
+from simulations.training.calibrate import faster_path, has_no_rule
 from simulations.training.choose import TrainingPath, choose_path
 from simulations.training.cohort import CohortMember, TrainedCohort, train_cohort
 from simulations.training.evaluation import Evaluation, evaluate
@@ -16,6 +17,8 @@ __all__ = [
     "TrainingPath",
     "choose_path",
     "evaluate",
+    "faster_path",
+    "has_no_rule",
     "train_cohort",
     "train_locally",
 ]

@@ -26,7 +26,8 @@ def choose_path(
     Stacks of dense layers are compiled on a CPU: 3 times as fast as eager training of 784-128-10,
     30 times of the smallest. On a GPU, where starting an operation takes longer than the
     operation, they are trained as cohorts. Everything else is eager: vectorised over clients it
-    takes a CPU as long or longer, whatever the model (0.6 to 1.1 times measured).
+    takes a CPU as long or longer, whatever the model (0.6 to 1.1 times measured). On a GPU no rule
+    holds: a study measures (`faster_path`) and then asks for what it found.
 
     Parameters
     ----------
