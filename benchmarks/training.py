@@ -143,7 +143,7 @@ def measure(case: Case, data_dir: str | None, repetitions: int) -> dict[str, flo
     ]
     seconds: dict[str, list[float]] = {name: [] for name in known}
     for repetition in range(repetitions + 1):  # the first one compiles and warms up
-        for name in known:
+        for name in known if repetition % 2 else reversed(known):
             began = time.process_time()
             PROGRAMS[name](work)
             if repetition:
