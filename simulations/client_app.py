@@ -9,7 +9,8 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedcompress import compression_mod, rng_for
-from simulations.cell import Cell, ModelSettings
+from fedcompress.protocol import array_records
+from simulations.cell import Cell, ModelSettings, TrainingSettings
 from simulations.engines.cohort import CohortTraining, offer_cohorts, one_of_a_cohort
 from simulations.materials import Materials, materials_of
 from simulations.model_record import load_record, model_record
@@ -32,7 +33,7 @@ app = ClientApp(mods=[compression_mod])
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's rows and return it with metrics."""
     cell, materials, client = _prepare(context)
-    key, arrays = next(iter(message.content.array_records.items()))
+    key, arrays = next(iter(array_records(message.content).items()))
     model = _model(cell.model, cell.data.name, materials)
     load_record(model, arrays)
     server_round, options = _told(cell, message)
@@ -53,13 +54,11 @@ def train_many(messages: list[Message], contexts: list[Context]) -> list[Message
     """Train the clients of a cohort, which have the same global model, in one program."""
     cell, materials, _ = _prepare(contexts[0])
     clients = [int(context.node_config["partition-id"]) for context in contexts]
-    key, arrays = next(iter(messages[0].content.array_records.items()))
+    key, arrays = next(iter(array_records(messages[0].content).items()))
     server_round, options = _told(cell, messages[0])
     for message in messages[1:]:
-        if message.content.array_records != {key: arrays} or _told(cell, message) != (
-            server_round,
-            options,
-        ):
+        sent = array_records(message.content)
+        if sent != {key: arrays} or _told(cell, message) != (server_round, options):
             raise ValueError("the clients of a cohort were not sent the same")
     model = _model(cell.model, cell.data.name, materials)
     load_record(model, arrays)
@@ -81,10 +80,9 @@ def train_many(messages: list[Message], contexts: list[Context]) -> list[Message
 
 
 def _trains_cohorts(run_config: UserConfig) -> bool:
-    cell = _cell(tuple(sorted(run_config.items())))
+    cell, materials = _cell(tuple(run_config.items()))
     if cell.training.path not in ("auto", "cohort"):
         return False
-    materials = materials_of(cell)
     model = _model(cell.model, cell.data.name, materials)
     path = choose_path(cell.training.path, model, materials.data, torch.device(cell.device))
     return path == "cohort"
@@ -95,10 +93,10 @@ offer_cohorts(app, CohortTraining(train_many, _trains_cohorts))
 
 def _told(cell: Cell, message: Message) -> tuple[int, TrainingOptions]:
     """Read the round, and how to train, from the cell and what the server's rule adds to it."""
-    config = message.content.config_records.get("config", ConfigRecord())
-    settings = cell.training.model_dump(exclude={"path"})
-    settings["proximal_mu"] = _number(config, "proximal-mu", cell.training.proximal_mu)
-    return int(_number(config, "server-round", 0)), TrainingOptions(**settings)
+    config = message.content.get("config")
+    config = config if isinstance(config, ConfigRecord) else ConfigRecord()
+    proximal_mu = _number(config, "proximal-mu", cell.training.proximal_mu)
+    return int(_number(config, "server-round", 0)), _options(cell.training, proximal_mu)
 
 
 def _reply(
@@ -126,7 +124,7 @@ def _reply(
 def test(message: Message, context: Context) -> Message:
     """Measure the global model on this client's own training rows."""
     cell, materials, client = _prepare(context)
-    arrays = next(iter(message.content.array_records.values()))
+    arrays = next(iter(array_records(message.content).values()))
     model = _model(cell.model, cell.data.name, materials)
     load_record(model, arrays)
     rows, data = materials.rows(client), materials.data
@@ -142,13 +140,20 @@ def test(message: Message, context: Context) -> Message:
 
 
 def _prepare(context: Context) -> tuple[Cell, Materials, int]:
-    cell = _cell(tuple(sorted(context.run_config.items())))
-    return cell, materials_of(cell), int(context.node_config["partition-id"])
+    cell, materials = _cell(tuple(context.run_config.items()))
+    torch.set_num_threads(1)  # a call before this one may have set more
+    return cell, materials, int(context.node_config["partition-id"])
+
+
+@lru_cache(maxsize=2)
+def _cell(run_config: tuple[tuple[str, Scalar], ...]) -> tuple[Cell, Materials]:
+    cell = Cell.from_run_config(without_folder(dict(run_config)))
+    return cell, materials_of(cell)
 
 
 @lru_cache(maxsize=4)
-def _cell(run_config: tuple[tuple[str, Scalar], ...]) -> Cell:
-    return Cell.from_run_config(without_folder(dict(run_config)))
+def _options(settings: TrainingSettings, proximal_mu: float) -> TrainingOptions:
+    return TrainingOptions(**{**settings.model_dump(exclude={"path"}), "proximal_mu": proximal_mu})
 
 
 def without_folder(run_config: dict[str, Scalar]) -> dict[str, Scalar]:
