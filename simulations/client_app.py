@@ -4,14 +4,14 @@ import time
 from functools import lru_cache
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict, UserConfig
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedcompress import compression_mod, rng_for
 from fedcompress.protocol import array_records
 from simulations.cell import Cell, ModelSettings, TrainingSettings
-from simulations.engines.cohort import CohortTraining, offer_cohorts, one_of_a_cohort
+from simulations.engines.cohort import offer_cohorts, one_of_a_cohort
 from simulations.materials import Materials, materials_of
 from simulations.model_record import load_record, model_record
 from simulations.settings import Scalar
@@ -19,7 +19,6 @@ from simulations.training import (
     CohortMember,
     LocalResult,
     TrainingOptions,
-    choose_path,
     evaluate,
     train_cohort,
     train_locally,
@@ -79,16 +78,7 @@ def train_many(messages: list[Message], contexts: list[Context]) -> list[Message
     return replies
 
 
-def _trains_cohorts(run_config: UserConfig) -> bool:
-    cell, materials = _cell(tuple(run_config.items()))
-    if cell.training.path not in ("auto", "cohort"):
-        return False
-    model = _model(cell.model, cell.data.name, materials)
-    path = choose_path(cell.training.path, model, materials.data, torch.device(cell.device))
-    return path == "cohort"
-
-
-offer_cohorts(app, CohortTraining(train_many, _trains_cohorts))
+offer_cohorts(app, train_many)
 
 
 def _told(cell: Cell, message: Message) -> tuple[int, TrainingOptions]:

@@ -17,10 +17,10 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fedcompress.errors import ConfigError
 from simulations.engines.cohort import (
-    CohortTraining,
     call_together,
     cohort_size,
     cohorts_of,
+    wants_cohorts,
 )
 from simulations.engines.flower_internals import (
     CLIENT_RAISED,
@@ -107,12 +107,12 @@ def call_clients(
 ) -> Iterator[ClientResult]:
     """Call the app for clients; results come in their order, each when ready.
 
-    Where the app trains cohorts (`CohortTraining`), neighbouring calls of one cohort are made
-    together. For results that do not depend on who makes which calls, all calls of a cohort must
-    be among these; see `cohort_size`.
+    Where the run wants cohorts and the app trains them (`offer_cohorts`), the calls of one cohort
+    are made together. For results that do not depend on who makes which calls, all calls of a
+    cohort must be among these; see `cohort_size`.
     """
-    offered = _cohorts_for(app, setting)
-    if offered is None:
+    train_many = cohorts_of(app) if wants_cohorts(setting.run_config) else None
+    if train_many is None or setting.num_messages < 2:
         for call in calls:
             yield call_client(app, call, setting)
         return
@@ -122,18 +122,8 @@ def call_clients(
         if len(together) == 1:
             yield together[0]()
             continue
-        for result, seconds in call_together(together, offered):
+        for result, seconds in call_together(together, train_many):
             yield replace(result, compute_seconds=result.compute_seconds + seconds)
-
-
-def _cohorts_for(app: ClientAppCallable, setting: Setting) -> CohortTraining | None:
-    offered = cohorts_of(app)
-    if offered is None or setting.num_messages < 2:
-        return None
-    try:
-        return offered if offered.applies(setting.run_config) else None
-    except Exception:  # noqa: BLE001 - each client's own call will say what is wrong
-        return None
 
 
 def _cohort_of(call: ClientCall, size: int) -> tuple[bool, int]:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, final
 
 import torch
-from flwr.app import Context, Message, UserConfig
+from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 logger = logging.getLogger(__name__)
@@ -24,43 +23,41 @@ logger = logging.getLogger(__name__)
 TrainMany = Callable[[list[Message], list[Context]], list[Message]]
 Train = Callable[[Message, Context], Message]
 Result = TypeVar("Result")
-_ATTRIBUTE = "cohort_training"
+_ATTRIBUTE = "train_many"
 
 
-@final
-@dataclass(frozen=True)
-class CohortTraining:
-    """What an app offers that can train many clients in one program.
+def offer_cohorts(app: ClientAppCallable, train_many: TrainMany) -> None:
+    """Tell engines that an app trains cohorts; its training function is `one_of_a_cohort`.
 
-    Attributes
+    Parameters
     ----------
+    app : callable
+        The ClientApp.
     train_many : callable
         From messages and contexts, one of each client, as the app's own training function takes
         them, to their replies in the same order; raises where it cannot, and has then changed no
         context.
-    applies : callable
-        Says for a run configuration whether cohorts are to be used. It must say the same in every
-        process: what is trained together is rounded otherwise.
     """
-
-    train_many: TrainMany
-    applies: Callable[[UserConfig], bool]
+    setattr(app, _ATTRIBUTE, train_many)
 
 
-def offer_cohorts(app: ClientAppCallable, offered: CohortTraining) -> None:
-    """Tell engines that an app trains cohorts; its training function is `one_of_a_cohort`."""
-    setattr(app, _ATTRIBUTE, offered)
-
-
-def cohorts_of(app: ClientAppCallable) -> CohortTraining | None:
+def cohorts_of(app: ClientAppCallable) -> TrainMany | None:
     """Find what an app offers, through wrappers that name the app `_inside` them."""
     inside: object = app
     while inside is not None:
-        offered = getattr(inside, _ATTRIBUTE, None)
-        if isinstance(offered, CohortTraining):
+        offered: TrainMany | None = getattr(inside, _ATTRIBUTE, None)
+        if offered is not None:
             return offered
         inside = getattr(inside, "_inside", None)
     return None
+
+
+def wants_cohorts(run_config: Mapping[str, object]) -> bool:
+    """Say whether a run trains cohorts: ``training.path`` is "cohort" in its configuration.
+
+    Every process must know, since what is trained together is rounded otherwise.
+    """
+    return run_config.get("training.path") == "cohort"
 
 
 def cohort_size(num_messages: int) -> int:
@@ -85,7 +82,7 @@ def one_of_a_cohort(train: Train) -> Train:
 
 
 def call_together(
-    calls: Sequence[Callable[[], Result]], offered: CohortTraining
+    calls: Sequence[Callable[[], Result]], train_many: TrainMany
 ) -> Iterator[tuple[Result, float]]:
     """Make calls of an app whose training goes through `one_of_a_cohort`, as one cohort.
 
@@ -103,7 +100,7 @@ def call_together(
         for seat in seats:
             seat.run()
         waiting = [seat for seat in seats if seat.message is not None]
-        share = _train(waiting, offered) / max(1, len(waiting))
+        share = _train(waiting, train_many) / max(1, len(waiting))
         for seat in seats:
             if seat in waiting:
                 seat.run()
@@ -113,14 +110,14 @@ def call_together(
             seat.leave()
 
 
-def _train(waiting: Sequence[_Seat[Result]], offered: CohortTraining) -> float:
+def _train(waiting: Sequence[_Seat[Result]], train_many: TrainMany) -> float:
     if not waiting:
         return 0.0
     started = time.perf_counter()
     messages = [seat.message for seat in waiting if seat.message is not None]
     contexts = [seat.context for seat in waiting if seat.context is not None]
     try:
-        replies = offered.train_many(messages, contexts)
+        replies = train_many(messages, contexts)
         if len(replies) != len(waiting):
             raise ValueError(f"train_many gave {len(replies)} replies for {len(waiting)} clients")
     except Exception:

@@ -16,7 +16,6 @@ from fedcompress import compress
 from simulations.engines import LocalGrid
 from simulations.engines.client_call import ClientCall, Setting, call_clients
 from simulations.engines.cohort import (
-    CohortTraining,
     call_together,
     cohort_size,
     cohorts_of,
@@ -85,14 +84,15 @@ def build_app(log: Log, *, cohorts: bool = True) -> ClientApp:
     def evaluate(message: Message, context: Context) -> Message:
         return Message(RecordDict({"metrics": MetricRecord({"n": 1})}), reply_to=message)
 
-    offer_cohorts(app, CohortTraining(train_many, lambda config: cohorts and "alone" not in config))
+    if cohorts:
+        offer_cohorts(app, train_many)
     return app
 
 
 def outcome(
-    app: ClientApp, messages: list[Message], **run_config: bool
+    app: ClientApp, messages: list[Message], path: str = "cohort"
 ) -> tuple[list[object], dict[int, bytes], LocalGrid]:
-    grid = LocalGrid(lambda: app, 100, run_config=run_config)
+    grid = LocalGrid(lambda: app, 100, run_config={"training.path": path})
     replies = grid.send_and_receive(messages)
     told = [
         (r.metadata.src_node_id, r.content if r.has_content() else r.error.reason) for r in replies
@@ -153,7 +153,7 @@ def test_who_calls_does_not_change_the_cohorts(round_of: RoundOf) -> None:
         ClientCall(m.metadata, m.content, RecordDict(), position)
         for position, m in enumerate(messages)
     ]
-    setting = Setting(1, 20, {}, num_messages=20)
+    setting = Setting(1, 20, {"training.path": "cohort"}, num_messages=20)
     whole, parts = Log(), Log()
     expected = list(call_clients(build_app(whole), calls, setting))
     app = build_app(parts)
@@ -167,7 +167,7 @@ def test_evaluation_and_runs_without_cohorts_go_one_by_one(round_of: RoundOf) ->
     log = Log()
     told, _, _ = outcome(build_app(log), round_of(clients=6, kind="evaluate"))
     assert len(told) == 6
-    outcome(build_app(log), round_of(clients=6), alone=True)
+    outcome(build_app(log), round_of(clients=6), path="eager")
     assert not log.cohorts
 
 
@@ -188,7 +188,7 @@ def test_a_caller_that_stops_early_leaves_no_call_behind() -> None:
         raise AssertionError
 
     calls = [lambda: train(object(), object()) for _ in range(3)]  # type: ignore[arg-type]
-    results = call_together(calls, CohortTraining(many, lambda _: True))
+    results = call_together(calls, many)
     next(results)
     results.close()
     assert threading.active_count() == before

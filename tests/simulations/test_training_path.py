@@ -15,7 +15,7 @@ from simulations.training_path import with_training_path
 
 
 def cell(model: str = "lenet", **settings: object) -> Cell:
-    return Cell.model_validate({"model": {"name": model}, "device": "cuda", **settings})
+    return Cell.model_validate({"device": "cuda", **settings, "model": {"name": model}})
 
 
 def test_only_what_no_rule_covers_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +44,10 @@ def test_a_study_measures_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert first.model_copy(update={"training": cell().training}) == cell()
     other = with_training_path(cell(training={"batch_size": 7}), tmp_path)
     assert other.training.path == "eager"
-    assert with_training_path(cell("mlp"), tmp_path) == cell("mlp")
+    assert with_training_path(cell("mlp"), tmp_path).training.path == "cohort"
+    assert with_training_path(cell("mlp", device="cpu"), tmp_path).training.path == "compiled"
+    lone = cell("resnet", training={"path": "cohort"})
+    assert with_training_path(lone, tmp_path).training.path == "eager"
 
 
 def test_measuring_leaves_the_model_alone() -> None:
