@@ -221,8 +221,10 @@ def data_bytes(content: RecordDict) -> int:
 
 def without_arrays(content: RecordDict) -> RecordDict:
     """Copy a reply's content without its arrays and our own record."""
-    arrays = array_records(content)
-    return RecordDict({k: r for k, r in content.items() if k not in arrays and k != RECORD})
+    copied = content.copy()
+    for key in [*array_records(content), RECORD]:
+        copied.pop(key, None)
+    return copied
 
 
 def with_model(content: RecordDict, model: Mapping[str, Tensor]) -> RecordDict:

@@ -15,7 +15,11 @@ from flwr.common.config import (
     get_project_config,
     parse_config_args,
 )
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.constant import (
+    FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE,
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+)
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import Array as ArrayProto
 from flwr.proto.recorddict_pb2 import ArrayRecord as ArrayRecordProto
@@ -39,6 +43,7 @@ CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 CLIENT_CRASHED: int = ErrorCode.CLIENT_APP_CRASHED
 REPLY_REFUSED: int = ErrorCode.MOD_FAILED_PRECONDITION
 SERVER_NODE_ID: int = SUPERLINK_NODE_ID
+MAX_CHUNK_BYTES: int = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 
 DEFAULT_CLIENTS: int = DEFAULT_SIMULATION_CONFIG.num_supernodes or 2
 
@@ -46,6 +51,7 @@ __all__ = [
     "CLIENT_CRASHED",
     "CLIENT_RAISED",
     "DEFAULT_CLIENTS",
+    "MAX_CHUNK_BYTES",
     "REPLY_REFUSED",
     "SERVER_NODE_ID",
     "InflatableObject",
