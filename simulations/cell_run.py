@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import safetensors.numpy
+import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import nn
@@ -23,7 +24,7 @@ from simulations.rows import before_training_row, client_rows, round_row
 from simulations.strategy import build_strategy
 from simulations.student import train_student
 from simulations.traffic import MeasuredGrid
-from simulations.training import Evaluation, evaluate
+from simulations.training import Evaluation, choose_path, evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +166,9 @@ class _CellRun:
             "rounds": cell.rounds,
             "final_accuracy": _mean(tested[-LAST_ROUNDS:]),
             "best_accuracy": max(tested, default=None),
+            "training_path": choose_path(
+                cell.training.path, self._model, self._materials.data, torch.device(cell.device)
+            ),
             "parameters": sum(p.numel() for p in self._model.parameters()),
             "uplink": cell.strategy.uplink_spec,
             "downlink": cell.strategy.downlink_spec,

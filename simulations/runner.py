@@ -12,6 +12,7 @@ from simulations.readiness import check_ready
 from simulations.settings import Scalar
 from simulations.study import EngineSettings, Study
 from simulations.study_folder import StudyFolder
+from simulations.training_path import with_training_path
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +61,14 @@ def run_study(study: Study, out: str | Path, *, listen: Listener | None = None) 
                         listen(CellDone(cell, result, skipped=True))
                     continue
                 clients = materials_of(cell).partition.num_clients
-                run_config = cell.to_run_config()
+                decided = with_training_path(cell, folder.path)
+                run_config = decided.to_run_config()
                 if grid is None:
                     grid = open_grid(study.engine, clients, run_config)
                 else:
                     grid.reset(num_clients=clients, run_config=run_config)
                 run_cell(
-                    cell, grid, own, listen=listen, checkpoint_seconds=study.checkpoint_seconds
+                    decided, grid, own, listen=listen, checkpoint_seconds=study.checkpoint_seconds
                 )
         finally:
             if grid is not None:

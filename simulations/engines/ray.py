@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from flwr.app import Message, UserConfig
@@ -13,6 +14,7 @@ from fedcompress.aggregation import block_size
 from fedcompress.errors import ConfigError
 from simulations.engines.base import SimulatedGrid
 from simulations.engines.client_call import AppFactory
+from simulations.engines.cohort import cohort_size, wants_cohorts
 from simulations.engines.pool import WorkerPool
 from simulations.engines.round import Answer, Round
 from simulations.engines.schedule import (
@@ -157,13 +159,17 @@ class RayGrid(SimulatedGrid):
         node_ids = [message.metadata.dst_node_id for message in messages]
         costs = self._costs.costs(node_ids, self.compute_seconds)
         share = FIRST_SHARE if self._costs.knows else FIRST_SHARE_UNKNOWN
-        queue = RangeQueue(costs, block_size(len(messages)), sorted(self._pool.ready), share)
+        setting = replace(self._setting(), num_messages=len(messages))
+        size = block_size(len(messages))
+        if wants_cohorts(setting.run_config):  # of whole blocks, and never divided among workers
+            size = max(size, cohort_size(len(messages)))
+        queue = RangeQueue(costs, size, sorted(self._pool.ready), share)
         plan = self._plan_for(messages)
         sums = None if plan is None else RoundSums(plan)
         this_round = Round(
             self._pool,
             messages,
-            self._setting(),
+            setting,
             self._states,
             self._model,
             queue,

@@ -89,9 +89,10 @@ class ClientWorker:
     def _open_round(self, frame: Frame) -> None:
         self._round = None  # its arrays go before the new ones come
         opened = Unpacker(frame.parts)
-        (run_id, num_clients, names, values), arrays, shared, plan = opened.value
+        (run_id, num_clients, names, values, count), arrays, shared, plan = opened.value
         self._sums = None if plan is None else RangeSums(SumPlan.from_json(plan))
-        self._setting = Setting(run_id, num_clients, dict(zip(names, values, strict=True)))
+        config = dict(zip(names, values, strict=True))
+        self._setting = Setting(run_id, num_clients, config, count)
         opened.take_shared(shared, self._arrays(opened, *arrays))
         self._round = opened
 
@@ -124,7 +125,10 @@ class ClientWorker:
                     answers.next(position)
                 begun.append(time.monotonic())
                 yield ClientCall(
-                    unpack_metadata(metadata), unpacker.content(content), _read(state, unpacker)
+                    unpack_metadata(metadata),
+                    unpacker.content(content),
+                    _read(state, unpacker),
+                    position,
                 )
 
         results = call_clients(self._app, calls(), self._setting)
