@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -199,6 +199,12 @@ class SimulatedGrid(Grid, ABC):
         self.compute_seconds.clear()
         self.unanswered = []
         self._clear_states()
+
+    def expect_sizes(self, sizes: Callable[[int], float] | None) -> None:
+        """Say how large each client is, for instance its number of samples, by node id.
+
+        It changes no result; engines with several workers balance them by it. `reset` forgets it.
+        """
 
     def client_states(self) -> dict[int, bytes]:
         """Return the states that changed since the last call, serialised, by node id."""

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord, Error, Message, Metadata, RecordDict, UserConfig
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+    UserConfig,
+)
 from flwr.app.message import make_message
 from flwr.common.config import (
     flatten_dict,
@@ -22,17 +31,13 @@ from flwr.common.constant import (
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.constant import DEFAULT_SIMULATION_CONFIG
-from flwr.supercore.inflatable.inflatable_object import (
-    InflatableObject,
-    get_all_nested_objects,
-    no_object_id_recompute,
-)
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedcompress.dense import share_array as copy_array
 from fedcompress.dense import share_record
+
+R = TypeVar("R", RecordDict, ArrayRecord, MetricRecord, ConfigRecord)
 
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 CLIENT_CRASHED: int = ErrorCode.CLIENT_APP_CRASHED
@@ -49,21 +54,18 @@ __all__ = [
     "MAX_CHUNK_BYTES",
     "REPLY_REFUSED",
     "SERVER_NODE_ID",
-    "InflatableObject",
     "Run",
     "app_settings",
     "assume_server_identity",
     "build_message",
-    "copy_array",
     "copy_records",
     "empty_run",
+    "filled",
     "load_component",
     "merge_run_config",
-    "no_object_id_recompute",
     "records_from_bytes",
     "records_to_bytes",
     "set_message_id",
-    "transport_bytes",
 ]
 
 
@@ -93,6 +95,12 @@ def set_message_id(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
+def filled(record: R, items: Mapping[str, object]) -> R:
+    """Fill an empty record with what came out of one, which Flower has checked already."""
+    vars(record)["_data"].update(items)
+    return record
+
+
 def copy_records(records: RecordDict) -> RecordDict:
     """Copy records and Array objects; the bytes, which nobody can change, are shared."""
     copied = RecordDict()
@@ -116,14 +124,6 @@ def records_to_bytes(records: RecordDict) -> bytes:
 def records_from_bytes(data: bytes) -> RecordDict:
     """Undo `records_to_bytes`."""
     return recorddict_from_proto(RecordDictProto.FromString(data))
-
-
-def transport_bytes(thing: InflatableObject) -> dict[str, int]:
-    """Bytes of every object that Flower's transport sends for one thing, by object id."""
-    return {
-        object_id: len(nested.deflate())
-        for object_id, nested in get_all_nested_objects(thing).items()
-    }
 
 
 def app_settings(folder: Path) -> dict[str, Any]:

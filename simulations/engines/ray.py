@@ -146,11 +146,7 @@ class RayGrid(SimulatedGrid):
         return 0 if self._pool is None else self._pool.count
 
     def expect_sizes(self, sizes: Callable[[int], float] | None) -> None:
-        """Say how large each client is, for instance its number of samples, by node id.
-
-        Sizes balance the workers and change no result; without them each client is expected to
-        take as long as the last time. `reset` forgets them.
-        """
+        """Say how large each client is; without sizes it is expected to take as long as before."""
         self._costs.clear(sizes)
 
     # ------------------------------------------------------------------ a round
