@@ -25,6 +25,7 @@ STRATEGIES = {
     "robust": {"method": "multikrum", "uplink": "quantize(step=0.4) | entropy()"},
     "predicted": {"uplink": "momentum(delta(quantize(step=2.0) | entropy()))"},
     "adaptive": {"method": "fedadam", "uplink": "random_k(0.1) | quantize(4) | entropy()"},
+    "cohorts": {"uplink": "error_feedback(top_k(0.1) | quantize(8) | entropy())"},
     "distilled": {"method": "feddf", "uplink": "sign() | entropy()", "distill": {"steps": 10}},
 }
 
@@ -36,7 +37,10 @@ def cell(strategy: str) -> Cell:
             "rounds": 3,
             "partition": {"clients": 12, "alpha": 0.3},
             "model": {"name": "mlp", "hidden": [24]},
-            "training": {"batch_size": 16},
+            "training": {
+                "batch_size": 16,
+                "path": "cohort" if strategy == "cohorts" else "auto",
+            },
             "federation": {"fraction": 0.5},
             "proxy": {"samples": 40},
             "strategy": STRATEGIES[strategy],
