@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from fedcompress import rng_for
 from simulations.data import FederatedData, load_data
 from simulations.models import build_model
+from simulations.drawn import DrawnPartition
 from simulations.partition import Partition, partition_data
 from simulations.training import (
     CohortMember,
@@ -66,7 +67,7 @@ class Round:
     model: nn.Module
     start: dict[str, torch.Tensor]
     data: FederatedData
-    partition: Partition
+    partition: Partition | DrawnPartition
     clients: int
 
     def members(self) -> list[CohortMember]:

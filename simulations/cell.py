@@ -72,13 +72,17 @@ class DataSettings(Section):
 
 @final
 class PartitionSettings(Section):
-    """How the training data are divided among clients; 0 clients means all natural ones."""
+    """How the training data are divided among clients; 0 clients means all natural ones.
 
-    kind: Literal["iid", "dirichlet", "shards", "natural"] = "dirichlet"
+    `samples_per_client` is for clients that draw their rows, of which there may be any number.
+    """
+
+    kind: Literal["iid", "dirichlet", "shards", "natural", "drawn", "drawn_dirichlet"] = "dirichlet"
     clients: CountOrNone = 20
     alpha: Positive = 0.5
     shards_per_client: Count = 2
     min_samples: CountOrNone = 1
+    samples_per_client: Count = 50
 
     @model_validator(mode="after")
     def _check_clients(self) -> Self:

@@ -1,13 +1,14 @@
 """The folder of one cell: records, checkpoint, and the result that is written last of all."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 from fedcompress.errors import ConfigError
 from simulations.cell import Cell
-from simulations.checkpoint import Checkpoint
+from simulations.checkpoint import Checkpoint, drop
 from simulations.records import (
     append_rows,
     keep_rounds,
@@ -32,13 +33,13 @@ class Saved:
         Rounds done.
     server : dict
         The server's arrays, strategy and counters.
-    client_states : dict of int to bytes
+    client_states : mapping of int to bytes
         States of the clients that have one, by node id.
     """
 
     round_number: int
     server: dict[str, Any]
-    client_states: dict[int, bytes]
+    client_states: Mapping[int, bytes]
 
 
 @final
@@ -116,7 +117,9 @@ class CellFolder:
         append_rows(self._clients, client_rows)
         append_rows(self._rounds, [round_row])
 
-    def save(self, round_number: int, server: Row, client_states: dict[int, bytes]) -> None:
+    def save(
+        self, round_number: int, server: Row, client_states: Mapping[int, bytes | Path]
+    ) -> None:
         """Save where the cell stands, after the records that lead there are on the disk."""
         for path in (self._clients, self._rounds):
             _sync(path)
@@ -136,8 +139,7 @@ class CellFolder:
 
     def drop_checkpoint(self) -> None:
         """Forget where the cell stood: it starts anew when it is opened next."""
-        for ending in ("", "-wal", "-shm"):
-            Path(f"{self._checkpoint}{ending}").unlink(missing_ok=True)
+        drop(self._checkpoint)
 
 
 def has_usable_round(cell_path: Path) -> bool:

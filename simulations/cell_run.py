@@ -188,7 +188,7 @@ class _CellRun:
             "strategy": strategy_state(self._strategy),
             "elapsed_seconds": time.perf_counter() - self._started,
         }
-        self._folder.save(number, server, self.simulated.client_states())
+        self._folder.save(number, server, self.simulated.changed_states())
 
     def _client_of(self, node_id: int) -> int | None:
         """Partition id of a node: known beforehand on our engines only."""

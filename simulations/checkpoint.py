@@ -1,4 +1,4 @@
-"""A run's last complete round on disk: one SQLite file, one transaction a round."""
+"""A run's last complete round on disk: one SQLite file, and client states in a log beside it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import errno
 import json
 import os
 import sqlite3
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, final
 
 import numpy as np
 import safetensors.numpy
@@ -18,12 +19,21 @@ from flwr.serverapp.strategy import Strategy
 
 from fedcompress.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
 
+MOST_OUTDATED = 2
+LEAST_LOG_BYTES = 10_000_000
+"""The log is written anew once it is longer than so many times what counts, and this."""
+
+# The log of a save that was cut short is longer than `used`: the next save writes over its tail.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS server (one INTEGER PRIMARY KEY CHECK (one = 1), round INTEGER NOT NULL,
     tree TEXT NOT NULL, arrays BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS client (node_id INTEGER PRIMARY KEY, state BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS log (one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL,
+    used INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS state (node_id INTEGER PRIMARY KEY, start INTEGER NOT NULL,
+    length INTEGER NOT NULL);
+INSERT OR IGNORE INTO log VALUES (1, 0, 0);
 """
 
 
@@ -31,7 +41,8 @@ class Checkpoint:
     """What a killed run needs to go on: the server's values and every client's state.
 
     A round is saved whole or not at all: whoever kills the process while it writes finds the
-    round before when loading.
+    round before when loading. States are appended to a log, which is on the disk before the
+    transaction that counts them in; it is written anew when most of it is out of date.
 
     Parameters
     ----------
@@ -51,21 +62,24 @@ class Checkpoint:
         try:
             self._database = sqlite3.connect(path, isolation_level=None)
             self._database.execute("PRAGMA journal_mode = WAL")
-            # In WAL mode this loses no consistency, at worst the last rounds in a power cut.
-            self._database.execute("PRAGMA synchronous = NORMAL")
+            # A log may be deleted only when the disk holds what says so.
+            self._database.execute("PRAGMA synchronous = FULL")
             found = self._database.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, VERSION):
+            if found not in (0, 1, VERSION):
                 raise ConfigError(
                     f"checkpoint: {path} has version {found}, expected {VERSION}; "
                     "it was written by another release, start in a new folder"
                 )
             self._database.executescript(_SCHEMA)
-            self._database.execute(f"PRAGMA user_version = {VERSION}")
+            with _Transaction(self._database):
+                if found == 1:
+                    self._take_over_version_1()
+                self._database.execute(f"PRAGMA user_version = {VERSION}")
         except sqlite3.Error as error:
             _explain(error, path)
 
     def save(
-        self, round: int, server: Mapping[str, Any], client_states: Mapping[int, bytes]
+        self, round: int, server: Mapping[str, Any], client_states: Mapping[int, bytes | Path]
     ) -> None:
         """Store a round in one transaction.
 
@@ -75,8 +89,9 @@ class Checkpoint:
             The last complete round.
         server : mapping
             Nested dicts and lists of arrays, numbers, strings, booleans and None.
-        client_states : mapping of int to bytes
-            States that changed since the last save, by node id; the others stay.
+        client_states : mapping of int to bytes or Path
+            States that changed since the last save, or files that hold them, by node id; the
+            others stay.
 
         Raises
         ------
@@ -91,24 +106,83 @@ class Checkpoint:
                 self._database.execute(
                     "INSERT OR REPLACE INTO server VALUES (1, ?, ?, ?)", (round, tree, blob)
                 )
-                self._database.executemany(
-                    "INSERT OR REPLACE INTO client VALUES (?, ?)", client_states.items()
-                )
+                outdated = self._append(client_states)
+            if outdated is not None:
+                outdated.unlink(missing_ok=True)
         except sqlite3.Error as error:
             _explain(error, self.path)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = str(self.path)
+            raise
 
-    def load(self) -> tuple[int, dict[str, Any], dict[int, bytes]] | None:
-        """Return (round, server, client states) of the last complete save, None before any."""
+    def load(self) -> tuple[int, dict[str, Any], SavedStates] | None:
+        """Return (round, server, client states) of the last complete save, None before any.
+
+        The states are read when they are asked for: before the next save, that is.
+        """
         try:
             with _Transaction(self._database):
                 row = self._database.execute("SELECT round, tree, arrays FROM server").fetchone()
-                states = dict(self._database.execute("SELECT node_id, state FROM client"))
+                number, used = self._database.execute("SELECT number, used FROM log").fetchone()
+                found = self._database.execute("SELECT node_id, start, length FROM state")
+                places = {node_id: (start, length) for node_id, start, length in found}
         except sqlite3.Error as error:
             _explain(error, self.path)
         if row is None:
             return None
         server = _put_together(json.loads(row[1]), safetensors.numpy.load(row[2]))
-        return row[0], server, states
+        path = self._log(number)
+        if used and (not path.is_file() or path.stat().st_size < used):
+            raise ConfigError(
+                f"checkpoint: {path} is cut short or missing; "
+                f"remove {self.path} to start this cell over"
+            )
+        return row[0], server, SavedStates(path, places)
+
+    def _log(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}-states{number}")
+
+    def _append(self, states: Mapping[int, bytes | Path]) -> Path | None:
+        """Append states to the log, inside a transaction; return a log that is then outdated."""
+        number, used = self._database.execute("SELECT number, used FROM log").fetchone()
+        if not states:
+            return None
+        log = os.open(self._log(number), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            os.ftruncate(log, used)
+            os.lseek(log, used, os.SEEK_SET)
+            places = list(_write_all(log, used, states))
+            os.fsync(log)
+        finally:
+            os.close(log)
+        self._database.executemany("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", places)
+        used += sum(length for _, _, length in places)
+        [live] = self._database.execute("SELECT TOTAL(length) FROM state").fetchone()
+        outdated = None
+        if used > MOST_OUTDATED * live + LEAST_LOG_BYTES:
+            outdated = self._log(number)
+            number, used = number + 1, int(live)
+            self._write_anew(outdated, self._log(number))
+        self._database.execute("UPDATE log SET number = ?, used = ?", (number, used))
+        return outdated
+
+    def _write_anew(self, old: Path, new: Path) -> None:
+        """Copy the states that count into a new log."""
+        found = self._database.execute("SELECT node_id, start, length FROM state ORDER BY start")
+        places, end = [], 0
+        with old.open("rb") as source, new.open("wb") as log:
+            for node_id, start, length in found:
+                _copy(source.fileno(), start, log.fileno(), length)
+                places.append((node_id, end, length))
+                end += length
+            os.fsync(log.fileno())
+        self._database.executemany("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", places)
+
+    def _take_over_version_1(self) -> None:
+        """Move the states, which stood in a table, to the log."""
+        self._append(dict(self._database.execute("SELECT node_id, state FROM client")))
+        self._database.execute("DROP TABLE client")
 
     def close(self) -> None:
         """Close the file."""
@@ -124,6 +198,64 @@ class Checkpoint:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@final
+class SavedStates(Mapping[int, bytes]):
+    """Client states of a checkpoint by node id, each read when it is asked for."""
+
+    def __init__(self, path: Path, places: Mapping[int, tuple[int, int]]) -> None:
+        self._path = path
+        self._places = places
+
+    def __getitem__(self, node_id: int) -> bytes:
+        start, length = self._places[node_id]
+        if not length:
+            return b""
+        with self._path.open("rb") as log:
+            return os.pread(log.fileno(), length, start)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def drop(path: Path) -> None:
+    """Delete a checkpoint's files; harmless where there are none."""
+    for file in (path, *path.parent.glob(f"{path.name}-*")):
+        file.unlink(missing_ok=True)
+
+
+def _write_all(
+    log: int, end: int, states: Mapping[int, bytes | Path]
+) -> Iterator[tuple[int, int, int]]:
+    """Append states to a file; yield (node id, start, length) of each."""
+    for node_id, state in states.items():
+        if isinstance(state, Path):
+            with state.open("rb") as file:
+                length = os.fstat(file.fileno()).st_size
+                _copy(file.fileno(), 0, log, length)
+        else:
+            length = len(state)
+            rest = memoryview(state)
+            while rest:
+                rest = rest[os.write(log, rest) :]
+        yield node_id, end, length
+        end += length
+
+
+def _copy(source: int, start: int, target: int, length: int) -> None:
+    """Append a part of a file to another; on Linux its bytes never enter this process."""
+    while length:
+        if sys.platform == "linux":
+            copied = os.sendfile(target, source, start, length)
+        else:
+            copied = os.write(target, os.pread(source, min(length, 1 << 20), start))
+        if not copied:
+            raise OSError(errno.EIO, "a file of client states is shorter than it was")
+        start, length = start + copied, length - copied
 
 
 # SQLite's codes for trouble of the disk, which leaves a checkpoint as good as it was.

@@ -58,7 +58,8 @@ class GatheredGrid(GridAround):
         self.refusal: ConfigError | None = None
 
     def get_node_ids(self) -> Sequence[int]:
-        node_ids = list(self.grid.get_node_ids())
+        found = self.grid.get_node_ids()
+        node_ids = found if isinstance(found, range) else list(found)
         now = time.monotonic()
         if threading.current_thread() is not self._main:
             self._warn_of_silence(now, len(node_ids))

@@ -1,6 +1,6 @@
 """Data, partition and proxy rows of a cell, loaded once per process."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, final
 
@@ -19,6 +19,7 @@ from simulations.cell import (
     StudentSettings,
 )
 from simulations.data import FederatedData, load_data
+from simulations.drawn import DrawnPartition
 from simulations.models import build_model
 from simulations.partition import Partition, partition_data
 
@@ -34,7 +35,7 @@ class Materials:
     ----------
     data : FederatedData
         The data set.
-    partition : Partition
+    partition : Partition or DrawnPartition
         Which rows belong to which client.
     proxy_mask : ndarray of bool or None
         Training rows, shape (n,), that are proxy data and that no client trains on.
@@ -43,7 +44,7 @@ class Materials:
     """
 
     data: FederatedData
-    partition: Partition
+    partition: Partition | DrawnPartition
     proxy_mask: Rows | None
     proxy: ProxySettings
     data_dir: str | None
@@ -62,7 +63,9 @@ class Materials:
                 f"got {client}; set partition.clients to the number of nodes"
             )
         rows = self.partition.rows(client)
-        return rows if self.proxy_mask is None else rows[~self.proxy_mask[rows]]
+        if self.proxy_mask is None or isinstance(self.partition, DrawnPartition):
+            return rows
+        return rows[~self.proxy_mask[rows]]
 
     def proxy_inputs(self) -> Tensor:
         """Unlabelled inputs to distil on, as models take them."""
@@ -115,10 +118,15 @@ def _load(
         alpha=settings.alpha,
         shards_per_client=settings.shards_per_client,
         min_samples=settings.min_samples,
+        samples_per_client=settings.samples_per_client,
     )
     held_out = None
     if proxy.samples > 0 and proxy.data is None:
-        held_out = _hold_out(partition, len(data.train_y), proxy.samples, seed)
+        held_out = _draw_proxy_rows(len(data.train_y), proxy.samples, seed)
+        if isinstance(partition, DrawnPartition):
+            partition = replace(partition, held_out=held_out)
+        else:
+            _leave_one_each(held_out, partition)
     return Materials(data, partition, held_out, proxy, data_settings.data_dir)
 
 
@@ -127,8 +135,7 @@ def _data(settings: DataSettings) -> FederatedData:
     return load_data(settings.name, settings.data_dir)
 
 
-def _hold_out(partition: Partition, count: int, samples: int, seed: int) -> Rows:
-    """Draw rows for proxy data, leaving every client at least one of its own."""
+def _draw_proxy_rows(count: int, samples: int, seed: int) -> Rows:
     if samples > count // 2:
         raise ConfigError(
             f"proxy.samples: {samples} of {count} training rows would be held out; "
@@ -137,8 +144,12 @@ def _hold_out(partition: Partition, count: int, samples: int, seed: int) -> Rows
     rng = rng_for(seed, client="server", purpose="proxy data")
     mask = np.zeros(count, dtype=bool)
     mask[rng.choice(count, size=samples, replace=False)] = True
+    return mask
+
+
+def _leave_one_each(mask: Rows, partition: Partition) -> None:
+    """Give back a row to every client that would be left none of its own."""
     owners = np.repeat(np.arange(partition.num_clients), np.diff(partition.offsets))
     kept = np.bincount(owners, weights=~mask[partition.indices], minlength=partition.num_clients)
     for client in np.flatnonzero((kept == 0) & (np.diff(partition.offsets) > 0)):
         mask[partition.rows(int(client))[0]] = False
-    return mask

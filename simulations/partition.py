@@ -1,4 +1,4 @@
-"""Divide a data set among clients, with flwr-datasets' partitioners."""
+"""Divide a data set among clients, with flwr-datasets' partitioners, or let each draw its rows."""
 
 import contextlib
 import difflib
@@ -15,12 +15,15 @@ from fedcompress.errors import ConfigError
 from fedcompress.randomness import rng_for
 from simulations.data import FederatedData
 from simulations.data.cache import CachedArrays, cached
+from simulations.drawn import DrawnPartition, check_client, row_type
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 Array = np.ndarray[Any, np.dtype[Any]]
-KINDS = ("iid", "dirichlet", "shards", "natural")
+DIVIDED = ("iid", "dirichlet", "shards", "natural")
+DRAWN = ("drawn", "drawn_dirichlet")
+KINDS = (*DIVIDED, *DRAWN)
 
 
 @final
@@ -53,10 +56,7 @@ class Partition:
         ConfigError
             If there is no such client.
         """
-        if not 0 <= client < self.num_clients:
-            raise ConfigError(
-                f"partition: there is no client {client}; clients are 0 to {self.num_clients - 1}"
-            )
+        check_client(client, self.num_clients)
         return self.indices[self.offsets[client] : self.offsets[client + 1]]
 
     def sizes(self) -> Array:
@@ -73,35 +73,42 @@ def partition_data(
     alpha: float = 0.5,
     shards_per_client: int = 2,
     min_samples: int = 1,
-) -> Partition:
+    samples_per_client: int = 50,
+) -> Partition | DrawnPartition:
     """Divide the training rows of a data set among clients.
 
     Parameters
     ----------
     data : FederatedData
         The data set.
-    kind : {"iid", "dirichlet", "shards", "natural"}
+    kind : {"iid", "dirichlet", "shards", "natural", "drawn", "drawn_dirichlet"}
         ``iid``: shuffled, in equal parts. ``dirichlet``: the share of each class by client
         is Dirichlet(alpha) (Yurochkin et al., 2019); the same seed gives Flower's partition.
         ``shards``: rows sorted by class, cut into ``clients * shards_per_client`` equal
         shards and dealt out (McMahan et al., 2017); a remainder is left out. ``natural``:
-        by the clients that the data themselves name, in sorted order.
+        by the clients that the data themselves name, in sorted order. ``drawn``: each client
+        draws `samples_per_client` distinct rows, which others may draw too, so there may be
+        more clients than rows. ``drawn_dirichlet``: drawn with its own shares of the classes,
+        skewed as those of ``dirichlet`` are among many clients.
     clients : int
         Number of clients; with ``natural``, that many drawn at random, and 0 takes all.
     seed : int
         Seed of the division.
     alpha : float
-        Concentration of ``dirichlet``, above 0: the smaller, the more unlike the clients.
+        Concentration of ``dirichlet`` and ``drawn_dirichlet``, above 0: the smaller, the more
+        unlike the clients.
     shards_per_client : int
         Shards of each client.
     min_samples : int
         Fewest rows of a client: ``dirichlet`` is drawn again until all have as many,
         ``natural`` leaves smaller clients out, the others refuse.
+    samples_per_client : int
+        Rows of each client that draws its own.
 
     Returns
     -------
-    Partition
-        Memory-mapped from the cache after the first call.
+    Partition or DrawnPartition
+        The former is memory-mapped from the cache after the first call.
 
     Raises
     ------
@@ -109,6 +116,14 @@ def partition_data(
         If a value is out of range or the data cannot be divided so.
     """
     _check(data, kind, clients, alpha, shards_per_client, min_samples)
+    if kind in DRAWN:
+        if samples_per_client < min_samples:
+            raise ConfigError(
+                f"partition: samples_per_client is {samples_per_client}, fewer than "
+                f"min_samples={min_samples}; lower min_samples"
+            )
+        skew = alpha if kind == "drawn_dirichlet" else None
+        return DrawnPartition(data.train_y, clients, samples_per_client, seed, skew)
     matters = {"dirichlet": alpha, "shards": shards_per_client}.get(kind)
     key = (data.fingerprint, kind, clients, seed, matters, min_samples, version("flwr-datasets"))
     stored = cached(
@@ -135,10 +150,11 @@ def _check(
     fewest = 0 if kind == "natural" else 1
     if clients < fewest:
         raise ConfigError(f"partition: clients must be at least {fewest}, got {clients}")
-    if kind != "natural" and clients * max(1, min_samples) > len(data.train_y):
+    if kind in ("iid", "dirichlet", "shards") and clients * max(1, min_samples) > len(data.train_y):
         raise ConfigError(
             f"partition: {clients} clients of at least {max(1, min_samples)} samples need more "
-            f"than the {len(data.train_y)} of {data.name}; ask for fewer"
+            f"than the {len(data.train_y)} of {data.name}; ask for fewer, "
+            'or take kind = "drawn"'
         )
     if not alpha > 0:
         raise ConfigError(f"partition: alpha must be above 0, got {alpha}; did you mean 0.1?")
@@ -202,8 +218,7 @@ def _divide(
             f"min_samples={min_samples}; ask for fewer clients"
         )
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    small = len(data.train_y) <= np.iinfo(np.int32).max
-    indices = np.concatenate(owned).astype(np.int32 if small else np.int64)
+    indices = np.concatenate(owned).astype(row_type(len(data.train_y)))
     return CachedArrays({"offsets": offsets, "indices": indices}, {"kind": kind})
 
 

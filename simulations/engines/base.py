@@ -6,6 +6,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,7 @@ from simulations.engines.flower_internals import (
     Run,
     assume_server_identity,
     empty_run,
+    sample_without_copies,
     set_message_id,
 )
 
@@ -53,6 +55,7 @@ class SimulatedGrid(Grid, ABC):
         self._sums: list[PartialSum] = []
         self.compute_seconds: dict[int, float] = {}
         self.unanswered: list[int] = []
+        sample_without_copies()
         assume_server_identity(RUN_ID)
 
     # ------------------------------------------------------------------ what an engine provides
@@ -103,7 +106,7 @@ class SimulatedGrid(Grid, ABC):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Sequence[int]:
-        """Return the ids of all clients, 1 to `num_clients`."""
+        """Return the ids of all clients, 1 to `num_clients`, as a `range`."""
         return range(1, self._num_clients + 1)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -208,14 +211,24 @@ class SimulatedGrid(Grid, ABC):
 
     def client_states(self) -> dict[int, bytes]:
         """Return the states that changed since the last call, serialised, by node id."""
-        changed = sorted(self._changed)
-        self._changed.clear()
-        return {node_id: self._read_state(node_id) for node_id in changed}
+        return {node_id: self._read_state(node_id) for node_id in self._take_changed()}
+
+    def changed_states(self) -> Mapping[int, bytes | Path]:
+        """Return what `client_states` does, or files that hold it until the next call of a client.
+
+        It is for a checkpoint: what lies in files need not pass through here.
+        """
+        return self.client_states()
 
     def load_client_states(self, states: Mapping[int, bytes]) -> None:
         """Put back states that `client_states` gave, for instance from a checkpoint."""
         for node_id, state in states.items():
             self._write_state(node_id, state)
+
+    def _take_changed(self) -> list[int]:
+        changed = sorted(self._changed)
+        self._changed.clear()
+        return changed
 
     def _setting(self) -> Setting:
         return Setting(self._run.run_id, self._num_clients, self._run_config)

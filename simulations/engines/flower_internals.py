@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,8 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import Array as ArrayProto
 from flwr.proto.recorddict_pb2 import ArrayRecord as ArrayRecordProto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import fedavg, strategy_utils
 from flwr.supercore.constant import DEFAULT_SIMULATION_CONFIG
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
@@ -44,6 +47,8 @@ from fedcompress.flower_adapter import record_of
 from fedcompress.wire import read_varint, write_varint
 
 R = TypeVar("R", RecordDict, ArrayRecord, MetricRecord, ConfigRecord)
+
+T = TypeVar("T")
 
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 CLIENT_CRASHED: int = ErrorCode.CLIENT_APP_CRASHED
@@ -72,6 +77,7 @@ __all__ = [
     "records_from_bytes",
     "records_to_buffers",
     "records_to_bytes",
+    "sample_without_copies",
     "set_message_id",
 ]
 
@@ -106,6 +112,29 @@ def filled(record: R, items: Mapping[str, object]) -> R:
     """Fill an empty record with what came out of one, which Flower has checked already."""
     vars(record)["_data"].update(items)
     return record
+
+
+def sample_without_copies() -> None:
+    """Let Flower's strategies draw from the ids of a grid of ours without listing all of them.
+
+    They copy what `get_node_ids` gives twice a round, which takes 35 ms for a million clients.
+    A `range` is left as it is, with the same draws; other grids' ids are treated as ever.
+    """
+    for name, replacement in (("list", _unless_a_range), ("sample_nodes", _sample_nodes)):
+        setattr(fedavg, name, replacement)
+
+
+def _unless_a_range(values: Iterable[T] = ()) -> Sequence[T] | range:
+    return values if isinstance(values, range) else list(values)
+
+
+def _sample_nodes(
+    grid: Grid, min_available_nodes: int, sample_size: int
+) -> tuple[list[int], Sequence[int]]:
+    ids = grid.get_node_ids()
+    if isinstance(ids, range) and len(ids) >= max(min_available_nodes, sample_size):
+        return random.sample(ids, sample_size), ids
+    return strategy_utils.sample_nodes(grid, min_available_nodes, sample_size)
 
 
 def copy_records(records: RecordDict) -> RecordDict:

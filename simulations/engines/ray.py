@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from flwr.app import Message, UserConfig
@@ -177,9 +178,12 @@ class RayGrid(SimulatedGrid):
             self._client_timeout,
             sums,
         )
-        for answer in this_round.run(deadline):
-            self._accept(answer, node_ids[answer.position])
-            yield answer.position, answer.reply
+        try:
+            for answer in this_round.run(deadline):
+                self._accept(answer, node_ids[answer.position])
+                yield answer.position, answer.reply
+        finally:
+            self._states.end_round()
         if sums is not None:
             self._sums = sums.finish()
 
@@ -203,6 +207,11 @@ class RayGrid(SimulatedGrid):
             self._log_failure(node_id, answer.failure)
 
     # ------------------------------------------------------------------ states
+    def changed_states(self) -> Mapping[int, bytes | Path]:
+        """Return the files of the states that changed since the last call, by node id."""
+        files = ((node_id, self._states.path(node_id)) for node_id in self._take_changed())
+        return {node_id: b"" if path is None else Path(path) for node_id, path in files}
+
     def _read_state(self, node_id: int) -> bytes:
         return self._states.read(node_id)
 

@@ -1,4 +1,4 @@
-"""Client states as files on the driver's machine: in memory while there is room, else on disk.
+"""Client states as files on the driver's machine: in memory up to a limit, else on disk.
 
 A worker of the same machine reads and writes them itself, so a state of 800 kB costs a fraction
 of a millisecond and the driver nothing. A file becomes a client's state only when the driver
@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
+from fedcompress.errors import ConfigError
+
 PREFIX = "fedcompress-states-"
 MEMORY = Path("/dev/shm")
 # Ray's object store lies in the same memory: stop well before it is full.
@@ -21,66 +23,159 @@ KEEP_FREE = 0.3
 
 
 class StateFiles:
-    """The states of one grid's clients, one file each, committed by name."""
+    """The states of one grid's clients, one file each, committed by name.
 
-    def __init__(self) -> None:
+    Only clients that have a state take room: a file, and some hundred bytes here. Files of states
+    that were replaced are given out again, since writing over their pages takes less than half
+    the time of new ones.
+
+    Parameters
+    ----------
+    state_bytes : int, optional
+        Most bytes of states in memory, the rest lie on the disk; default a quarter of what the
+        memory's file system holds. Past that, clients whose state is there keep it there.
+    """
+
+    def __init__(self, state_bytes: int | None = None) -> None:
+        if state_bytes is not None and state_bytes < 0:
+            raise ConfigError(f"state_bytes: must be at least 0, got {state_bytes}")
         self._disk, self._disk_lock = own_folder(Path(tempfile.gettempdir()), PREFIX)
         self._memory, self._memory_lock = self._disk, self._disk_lock
         if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and _has_room(MEMORY):
             self._memory, self._memory_lock = own_folder(MEMORY, PREFIX)
-        self._paths: dict[int, str] = {}
-        self._written = 0
+        self._limit = _size_of(MEMORY) // 4 if state_bytes is None else state_bytes
+        self._files: dict[int, int] = {}  # number of each client's file; odd ones lie on the disk
+        self._spare: tuple[list[int], list[int]] = ([], [])  # in memory, on the disk
+        self._given: set[int] = set()
+        self._replaced: list[int] = []
+        self._count = 0
+        self._largest = 0
+        self.memory_bytes = 0
+        """Bytes of the files in memory, those to be written over among them."""
 
     def path(self, node_id: int) -> str | None:
         """Return the file that holds a client's state now, None if the client has none."""
-        return self._paths.get(node_id)
+        number = self._files.get(node_id)
+        return None if number is None else self._path(number)
 
     def new_path(self, node_id: int) -> str:
-        """Return a name that was never used, for a state that may be committed later."""
-        self._written += 1
-        folder = self._memory if _has_room(self._memory) else self._disk
-        return str(folder / f"{node_id}.{self._written}")
+        """Return a file for a state that may be committed later; write to it by `write_file`.
+
+        Nothing else has that name until it is committed, replaced and given out once more.
+        """
+        del node_id
+        reserved = (len(self._given) + 1) * self._largest
+        in_memory = self.memory_bytes + reserved < self._limit and _has_room(self._memory)
+        if self._spare[0]:
+            number = self._spare[0].pop()
+            self.memory_bytes -= self._bytes(number)
+        elif self._spare[1] and not in_memory:
+            number = self._spare[1].pop()
+        else:
+            number = 2 * self._count + (0 if in_memory else 1)
+            self._count += 1
+        self._given.add(number)
+        return self._path(number)
 
     def commit(self, node_id: int, path: str) -> None:
-        """Make a written file the client's state, and delete the one before."""
-        before = self._paths.get(node_id)
-        self._paths[node_id] = path
+        """Make a written file the client's state; the one before stays until the round ends."""
+        number = int(path.rpartition("/")[2])
+        self._given.discard(number)
+        size = self._bytes(number)
+        self._largest = max(self._largest, size)
+        self.memory_bytes += 0 if number % 2 else size
+        before = self._files.get(node_id)
+        self._files[node_id] = number
         if before is not None:
-            Path(before).unlink(missing_ok=True)
+            self._replaced.append(before)
+
+    def end_round(self) -> None:
+        """Let files of replaced states be given out again, now that no call may read them.
+
+        What `new_path` gave and nobody committed is deleted; those names are never given again,
+        for a worker that was killed may not have noticed yet.
+        """
+        for number in self._given:
+            Path(self._path(number)).unlink(missing_ok=True)
+        self._given.clear()
+        for number in self._replaced:
+            self._spare[number % 2].append(number)
+        self._replaced.clear()
 
     def read(self, node_id: int) -> bytes:
         """Return a client's state; empty if the client has none."""
-        path = self._paths.get(node_id)
-        return b"" if path is None else Path(path).read_bytes()
+        path = self.path(node_id)
+        return b"" if path is None else read_file(path)
 
     def write(self, node_id: int, state: bytes) -> None:
         """Store and commit a state that arrived as bytes."""
         path = self.new_path(node_id)
         try:
-            Path(path).write_bytes(state)
+            write_file(path, state)
         except OSError:
+            number = int(path.rpartition("/")[2])
+            if number % 2:
+                raise
             Path(path).unlink(missing_ok=True)
-            path = str(self._disk / Path(path).name)
-            Path(path).write_bytes(state)
+            self._given.discard(number)
+            path = self._path(2 * self._count + 1)
+            self._count += 1
+            write_file(path, state)
         self.commit(node_id, path)
 
     def clear(self) -> None:
         """Forget every state."""
-        for path in self._paths.values():
-            Path(path).unlink(missing_ok=True)
-        self._paths.clear()
+        self.end_round()
+        for number in (*self._files.values(), *self._spare[0], *self._spare[1]):
+            Path(self._path(number)).unlink(missing_ok=True)
+        self._files.clear()
+        self._spare = ([], [])
+        self._largest = self.memory_bytes = 0
 
     def close(self) -> None:
         """Delete the folders."""
-        self._paths.clear()
+        self._files.clear()
+        self._spare = ([], [])
         for folder, lock in ((self._memory, self._memory_lock), (self._disk, self._disk_lock)):
             shutil.rmtree(folder, ignore_errors=True)
             lock.close()
+
+    def _path(self, number: int) -> str:
+        return f"{self._disk if number % 2 else self._memory}/{number}"
+
+    def _bytes(self, number: int) -> int:
+        return Path(self._path(number)).stat().st_size
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write a whole file, over the pages of what stood there: a new file takes twice as long."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+        os.ftruncate(file, len(data))
+    finally:
+        os.close(file)
+
+
+def read_file(path: str) -> bytes:
+    """Read a whole file at once."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, os.fstat(file).st_size)
+    finally:
+        os.close(file)
 
 
 def _has_room(folder: Path) -> bool:
     space = os.statvfs(folder)
     return space.f_bavail > KEEP_FREE * space.f_blocks
+
+
+def _size_of(folder: Path) -> int:
+    space = os.statvfs(folder if folder.is_dir() else tempfile.gettempdir())
+    return space.f_blocks * space.f_frsize
 
 
 def own_folder(parent: Path, prefix: str) -> tuple[Path, IO[bytes]]:

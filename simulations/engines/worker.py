@@ -27,6 +27,7 @@ from simulations.engines.client_call import (
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
 from simulations.engines.packing import Json, Packer, Unpacker, pack_metadata, unpack_metadata
 from simulations.engines.shared_model import SharedModel, read_arrays
+from simulations.engines.state_files import read_file, write_file
 from simulations.engines.summing import RangeSums, to_buffers
 
 # Answers of quick clients go back together: a frame costs both sides some 50 microseconds.
@@ -209,7 +210,7 @@ def _read(state: str | int | None, unpacker: Unpacker) -> RecordDict:
     if state is None:
         return RecordDict()
     return records_from_bytes(
-        Path(state).read_bytes() if isinstance(state, str) else bytes(unpacker.part(state))
+        read_file(state) if isinstance(state, str) else bytes(unpacker.part(state))
     )
 
 
@@ -217,7 +218,7 @@ def _save(state: RecordDict, path: str | None, packer: Packer) -> str | int:
     data = records_to_bytes(state)
     if path is not None:
         try:
-            Path(path).write_bytes(data)
+            write_file(path, data)
         except OSError:  # no room there: the driver finds some
             Path(path).unlink(missing_ok=True)
         else:

@@ -112,7 +112,8 @@ def _lead(run: Run) -> str:
         parts.append(f"{data['name']} data")
     if partition.get("clients"):
         kind = partition.get("kind", "")
-        spread = f"({partition['alpha']})" if kind == "dirichlet" and "alpha" in partition else ""
+        skewed = kind in ("dirichlet", "drawn_dirichlet") and "alpha" in partition
+        spread = f"({partition['alpha']})" if skewed else ""
         parts.append(f"{partition['clients']} clients, {kind}{spread} partition")
     if resolved.get("rounds"):
         parts.append(f"{resolved['rounds']} rounds")

@@ -28,7 +28,7 @@ from flwr.serverapp.strategy import (
 )
 
 from fedcompress.errors import ConfigError
-from simulations.checkpoint import Checkpoint, load_strategy_state, strategy_state
+from simulations.checkpoint import Checkpoint, drop, load_strategy_state, strategy_state
 from simulations.cli.faults import explain
 from simulations.engines import LocalGrid
 
@@ -120,6 +120,72 @@ def test_what_cannot_be_stored_is_named_and_nothing_is_written(tmp_path: Path) -
         assert checkpoint.load() == (1, {}, {1: b"one"})
 
 
+def test_states_in_files_are_saved_as_bytes_are(tmp_path: Path) -> None:
+    (tmp_path / "state").write_bytes(b"in a file" * 30_000)
+    (tmp_path / "empty").write_bytes(b"")
+    path = tmp_path / "checkpoint.sqlite"
+    with Checkpoint(path) as checkpoint:
+        checkpoint.save(1, {}, {3: tmp_path / "state", 2: b"bytes", 1: tmp_path / "empty"})
+        (tmp_path / "state").unlink()
+        checkpoint.save(2, {}, {})
+        expected = {3: b"in a file" * 30_000, 2: b"bytes", 1: b""}
+        assert checkpoint.load() == (2, {}, expected)
+        checkpoint.save(3, {}, {2: b"again"})
+    with Checkpoint(path) as checkpoint:
+        assert checkpoint.load() == (3, {}, {**expected, 2: b"again"})
+
+
+def test_states_out_of_date_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulations.checkpoint.LEAST_LOG_BYTES", 1_000)
+    rng = np.random.default_rng(0)
+    held: dict[int, bytes] = {}
+    path = tmp_path / "checkpoint.sqlite"
+    for number in range(1, 40):
+        changed = {int(node): rng.bytes(int(rng.integers(0, 500))) for node in rng.choice(9, 3)}
+        held |= changed
+        with Checkpoint(path) as checkpoint:
+            checkpoint.save(number, {}, changed)
+            assert checkpoint.load() == (number, {}, held)
+        [log] = tmp_path.glob("checkpoint.sqlite-states*")
+        assert log.stat().st_size <= 1_000 + 2 * sum(map(len, held.values()))
+    assert log.name != "checkpoint.sqlite-states0"
+    drop(path)
+    assert list(tmp_path.iterdir()) == []
+    drop(path)
+
+
+def test_a_save_that_fails_leaves_the_states_of_before(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.sqlite"
+    with Checkpoint(path) as checkpoint:
+        checkpoint.save(1, {}, {1: b"one", 2: b"two"})
+        with pytest.raises(FileNotFoundError):
+            checkpoint.save(2, {}, {1: b"other" * 1_000, 2: tmp_path / "gone"})
+        assert checkpoint.load() == (1, {}, {1: b"one", 2: b"two"})
+        with no_file_above(60_000), pytest.raises(OSError, match=str(path)):
+            checkpoint.save(2, {}, {1: bytes(100_000)})
+        assert checkpoint.load() == (1, {}, {1: b"one", 2: b"two"})
+        checkpoint.save(3, {}, {2: b"three"})
+        assert checkpoint.load() == (3, {}, {1: b"one", 2: b"three"})
+    (tmp_path / "checkpoint.sqlite-states0").write_bytes(b"on")
+    with Checkpoint(path) as checkpoint, pytest.raises(ConfigError, match=r"cut short.*remove"):
+        checkpoint.load()
+
+
+def test_a_checkpoint_of_version_1_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.sqlite"
+    with Checkpoint(path) as checkpoint:
+        checkpoint.save(5, {"x": 1}, {})
+    with closing(sqlite3.connect(path)) as old, old:
+        old.execute("CREATE TABLE client (node_id INTEGER PRIMARY KEY, state BLOB NOT NULL)")
+        old.execute("INSERT INTO client VALUES (4, x'616263')")
+        old.execute("DROP TABLE log")
+        old.execute("DROP TABLE state")
+        old.execute("PRAGMA user_version = 1")
+    for _ in range(2):
+        with Checkpoint(path) as checkpoint:
+            assert checkpoint.load() == (5, {"x": 1}, {4: b"abc"})
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("this is no database, and longer than the header of one " * 20)
@@ -129,7 +195,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with sqlite3.connect(newer) as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(ConfigError, match="has version 99, expected 1"):
+    with pytest.raises(ConfigError, match="has version 99, expected 2"):
         Checkpoint(newer)
     with pytest.raises(OSError, match="nowhere"):
         Checkpoint(tmp_path / "nowhere" / "checkpoint.sqlite")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import socket
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcompress.aggregation import block_size
-from fedcompress.errors import FedcompressError
+from fedcompress.errors import ConfigError, FedcompressError
 from simulations.engines.channel import Channel, Frame, Part
 from simulations.engines.flower_internals import (
     CLIENT_CRASHED,
@@ -36,7 +37,7 @@ from simulations.engines.packing import (
 )
 from simulations.engines.schedule import FIRST_SHARE, CostModel, RangeQueue
 from simulations.engines.shared_model import SharedModel, read_arrays
-from simulations.engines.state_files import StateFiles
+from simulations.engines.state_files import StateFiles, write_file
 
 
 @given(
@@ -266,6 +267,91 @@ def test_a_state_counts_only_once_committed() -> None:
         assert files.read(2) == b""
         files.clear()
         assert files.path(1) is None
+    finally:
+        files.close()
+
+
+def written(files: StateFiles, node_id: int, state: bytes) -> str:
+    path = files.new_path(node_id)
+    write_file(path, state)
+    files.commit(node_id, path)
+    return path
+
+
+def folder_bytes(*folders: Path) -> int:
+    return sum(p.stat().st_size for folder in folders for p in folder.iterdir())
+
+
+def test_files_of_replaced_states_are_written_over_when_the_round_is_over() -> None:
+    rng = np.random.default_rng(0)
+    files = StateFiles()
+    try:
+        held: dict[int, bytes] = {}
+        for _ in range(30):
+            names = set()
+            for node_id in rng.choice(40, 10, replace=False).tolist():
+                reading = files.path(node_id)
+                before = held.get(node_id, b"")
+                if rng.random() < 0.2:
+                    names.add(files.new_path(node_id))  # the call failed, or changed nothing
+                    if rng.random() < 0.5:
+                        write_file(files.new_path(node_id), b"half")
+                    continue
+                held[node_id] = rng.bytes(int(rng.integers(0, 9_000)))
+                names.add(written(files, node_id, held[node_id]))
+                # Another call of the round may still read what it replaces.
+                assert reading is None or Path(reading).read_bytes() == before
+            assert len(names) == 10
+            files.end_round()
+            assert {node_id: files.read(node_id) for node_id in held} == held
+        # What lies there is the states, and at most what a round replaced.
+        assert (
+            folder_bytes(*{files._memory, files._disk}) <= sum(map(len, held.values())) + 10 * 9_000
+        )
+        assert len(list(files._memory.iterdir())) <= len(held) + 10 + 1
+        files.clear()
+        assert folder_bytes(*{files._memory, files._disk}) == 0
+    finally:
+        files.close()
+
+
+@pytest.mark.parametrize("limit", [0, 25_000, 10**9])
+def test_states_past_the_limit_lie_on_the_disk(limit: int) -> None:
+    files = StateFiles(limit)
+    if files._memory == files._disk:
+        pytest.skip("no file system in memory here")
+    try:
+        for number in range(4):
+            for node_id in range(20):
+                # Beside the first state, whose size nobody could know.
+                written(files, node_id, bytes([number]) * 2_000)
+                assert files.memory_bytes <= max(limit, 2_000)
+            files.end_round()
+        assert all(files.read(node_id) == b"\3" * 2_000 for node_id in range(20))
+        on_disk = sum(str(files.path(n)).startswith(str(files._disk)) for n in range(20))
+        assert (on_disk == 0) == (limit == 10**9)
+        assert files.memory_bytes == folder_bytes(files._memory)
+    finally:
+        files.close()
+    with pytest.raises(ConfigError, match="state_bytes: must be at least 0, got -1"):
+        StateFiles(-1)
+
+
+def test_a_full_memory_sends_states_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = StateFiles()
+
+    def full(path: str, data: bytes) -> None:
+        if path.startswith(str(files._memory)) and files._memory != files._disk:
+            raise OSError(errno.ENOSPC, "no space left")
+        write_file(path, data)
+
+    monkeypatch.setattr("simulations.engines.state_files.write_file", full)
+    try:
+        files.write(1, b"one")
+        files.write(1, b"two")
+        files.end_round()
+        assert files.read(1) == b"two"
+        assert files.memory_bytes in (0, 3)
     finally:
         files.close()
 
