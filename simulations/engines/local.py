@@ -11,6 +11,7 @@ from flwr.app import Message, RecordDict, UserConfig
 from simulations.engines.base import SimulatedGrid
 from simulations.engines.client_call import AppFactory, ClientCall, call_client, load_app
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
+from simulations.engines.spans import ClientSpan
 
 
 class LocalGrid(SimulatedGrid):
@@ -42,6 +43,7 @@ class LocalGrid(SimulatedGrid):
             for position, message in enumerate(messages):
                 if deadline is not None and time.monotonic() >= deadline:
                     return
+                began = time.monotonic()
                 node_id = message.metadata.dst_node_id
                 state = self._states.get(node_id, RecordDict())
                 call = ClientCall(message.metadata, message.content, state)
@@ -54,6 +56,8 @@ class LocalGrid(SimulatedGrid):
                 if result.state is not None:
                     self._states[node_id] = result.state
                     self._changed.add(node_id)
+                seconds = time.monotonic() - began
+                self.spans.append(ClientSpan(node_id, 0, began, seconds, result.compute_seconds))
                 yield position, result.reply
         finally:
             torch.set_num_threads(threads)
