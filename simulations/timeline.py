@@ -124,32 +124,35 @@ def split_round(timeline: RoundTimeline) -> dict[str, float]:
 def _split_clients(phase: Phase, work: Sequence[ClientWork], workers: int) -> Mapping[str, float]:
     if not work:
         return {"clients": phase.seconds}
-    ended = phase.began + phase.seconds
+    began, ended = phase.began, phase.began + phase.seconds
     by_worker = by_worker_of(work)
     count = max(workers, len(by_worker))
     total = dict.fromkeys(("download", "train", "encode", "transfer", "wait"), 0.0)
-    last = {
-        worker: min(max(one.span.began + one.span.seconds for one in own), ended)
+    busy = {
+        worker: [
+            # Clocks of other machines are a little off.
+            (min(max(first, began), ended), min(max(last, began), ended))
+            for first, last, _ in bursts(own)
+        ]
         for worker, own in by_worker.items()
     }
-    all_done = max(last.values())
+    done = {worker: max(last for _, last in spans) for worker, spans in busy.items()}
+    all_done = max(done.values())
     for worker, own in by_worker.items():
-        busy = sum(
-            max(min(end, ended) - max(begin, phase.began), 0.0) for begin, end, _ in bursts(own)
-        )
         compute = sum(one.span.compute_seconds for one in own)
-        fit = min(busy / compute, 1.0) if compute else 0.0
+        at_work = sum(last - first for first, last in busy[worker])
+        fit = min(at_work / compute, 1.0) if compute else 0.0
         train = fit * sum(one.train_seconds for one in own)
         encode = fit * sum(one.encode_seconds for one in own)
-        waited = all_done - last[worker]
+        waited = all_done - done[worker]
         total["train"] += train
         total["encode"] += encode
         total["download"] += max(fit * compute - train - encode, 0.0)
         total["wait"] += waited
         total["transfer"] += max(phase.seconds - fit * compute - waited, 0.0)
     idle = count - len(by_worker)
-    total["wait"] += idle * max(all_done - phase.began, 0.0)
-    total["transfer"] += idle * (ended - max(all_done, phase.began))
+    total["wait"] += idle * (all_done - began)
+    total["transfer"] += idle * (ended - all_done)
     return {name: seconds / count for name, seconds in total.items()}
 
 
