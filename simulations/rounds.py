@@ -116,8 +116,7 @@ def run_rounds(
         traffic = grid.take()
         clock.skip()
         aggregated, metrics = strategy.aggregate_train(number, replies)
-        clock.ended("decode", strategy.last_round.decode_seconds)
-        clock.ended("aggregate")
+        clock.ended_two("decode", "aggregate", strategy.last_round.aggregate_seconds)
         arrays = arrays if aggregated is None else aggregated
         _evaluate_on_clients(strategy, grid, arrays, seed, number, timeout)
         testing = time.monotonic()
@@ -149,12 +148,18 @@ class _Clock:
         self.began = self.now = time.monotonic()
         self.phases: list[Phase] = []
 
-    def ended(self, name: PhaseName, seconds: float | None = None) -> float:
-        """Note a phase that ends now, or ended `seconds` after it began; return its seconds."""
-        before = self.now
-        self.now = time.monotonic() if seconds is None else before + seconds
+    def ended(self, name: PhaseName) -> float:
+        """Note a phase that ends now; return its seconds."""
+        before, self.now = self.now, time.monotonic()
         self.phases.append(Phase(name, before, self.now - before))
         return self.now - before
+
+    def ended_two(self, first: PhaseName, second: PhaseName, seconds: float) -> None:
+        """Note two phases, of which the second ends now and took `seconds`."""
+        before, self.now = self.now, time.monotonic()
+        between = max(self.now - seconds, before)
+        self.phases.append(Phase(first, before, between - before))
+        self.phases.append(Phase(second, between, self.now - between))
 
     def skip(self) -> None:
         """Leave out what was done since the last phase."""

@@ -117,8 +117,15 @@ def timeline_of(
         seconds = done.reports.get(span.node_id, silent).train_seconds
         client, sent = client_of(span.node_id), outcome.uplink_payload_bytes
         work.append(ClientWork.of(span, client, seconds, outcome.encode_seconds, sent))
+    here = sum(phase.seconds for phase in done.phases if phase.name == "decode")
     return RoundTimeline(
-        done.number, done.began, done.round_seconds, done.phases, tuple(work), workers
+        done.number,
+        done.began,
+        done.round_seconds,
+        done.phases,
+        tuple(work),
+        workers,
+        max(traffic.decode_seconds - here, 0.0),
     )
 
 

@@ -88,6 +88,8 @@ class RoundTimeline:
         The clients that trained; empty on engines that do not tell.
     workers : int
         How many workers there were.
+    decode_seconds : float
+        What the workers took, added up, to decode payloads where they sum them for the server.
     """
 
     number: int
@@ -96,6 +98,7 @@ class RoundTimeline:
     phases: tuple[Phase, ...]
     work: tuple[ClientWork, ...] = ()
     workers: int = 1
+    decode_seconds: float = 0.0
 
 
 def split_round(timeline: RoundTimeline) -> dict[str, float]:
@@ -106,13 +109,14 @@ def split_round(timeline: RoundTimeline) -> dict[str, float]:
     seconds side by side, ``train`` is 2 and ``wait`` 1. ``encode`` is the clients' compression,
     ``transfer`` everything between server and apps: packing, sending, counting and unpacking
     messages, and clients' states; ``wait`` is for the slowest worker. ``clients`` stands for these
-    five where the engine does not tell what its workers did. ``decode``, ``aggregate`` and
-    ``evaluate`` are the server's, ``other`` is what none of this explains.
+    five where the engine does not tell what its workers did. ``decode`` is the server's, or the
+    workers' where they sum updates for it; ``aggregate`` and ``evaluate`` are the server's,
+    ``other`` is what none of this explains.
     """
     parts = dict.fromkeys((part for part in PARTS if part != "clients"), 0.0)
     for phase in timeline.phases:
         if phase.name == "clients":
-            inside = _split_clients(phase, timeline.work, timeline.workers)
+            inside = _split_clients(phase, timeline)
             for name, seconds in inside.items():
                 parts[name] = parts.get(name, 0.0) + seconds
         else:
@@ -121,13 +125,14 @@ def split_round(timeline: RoundTimeline) -> dict[str, float]:
     return {part: parts[part] for part in PARTS if part in parts}
 
 
-def _split_clients(phase: Phase, work: Sequence[ClientWork], workers: int) -> Mapping[str, float]:
+def _split_clients(phase: Phase, timeline: RoundTimeline) -> Mapping[str, float]:
+    work = timeline.work
     if not work:
         return {"clients": phase.seconds}
     began, ended = phase.began, phase.began + phase.seconds
     by_worker = by_worker_of(work)
-    count = max(workers, len(by_worker))
-    total = dict.fromkeys(("download", "train", "encode", "transfer", "wait"), 0.0)
+    count = max(timeline.workers, len(by_worker))
+    total = dict.fromkeys(("download", "train", "encode", "transfer", "wait", "decode"), 0.0)
     busy = {
         worker: [
             # Clocks of other machines are a little off.
@@ -153,6 +158,8 @@ def _split_clients(phase: Phase, work: Sequence[ClientWork], workers: int) -> Ma
     idle = count - len(by_worker)
     total["wait"] += idle * (all_done - began)
     total["transfer"] += idle * (ended - all_done)
+    total["decode"] = min(timeline.decode_seconds, total["transfer"])
+    total["transfer"] -= total["decode"]
     return {name: seconds / count for name, seconds in total.items()}
 
 

@@ -34,29 +34,33 @@ def work(worker: int, began: float, seconds: float, train: float, encode: float)
     return ClientWork.of(span, 0, train, encode, 100)
 
 
-def round_of(done: list[ClientWork], clients_seconds: float, workers: int) -> RoundTimeline:
+def round_of(
+    done: list[ClientWork], clients_seconds: float, workers: int, decode_seconds: float = 0.0
+) -> RoundTimeline:
     phases = (
         Phase("download", 0.0, 0.5),
         Phase("clients", 0.5, clients_seconds),
         Phase("decode", 0.5 + clients_seconds, 0.25),
     )
-    return RoundTimeline(1, 0.0, clients_seconds + 1.0, phases, tuple(done), workers)
+    whole = clients_seconds + 1.0
+    return RoundTimeline(1, 0.0, whole, phases, tuple(done), workers, decode_seconds)
 
 
 @given(
     st.lists(st.builds(work, st.integers(0, 3), SECONDS, SECONDS, SECONDS, SECONDS)),
     SECONDS,
     st.integers(1, 8),
+    SECONDS,
 )
 def test_parts_are_never_negative_and_add_up(
-    done: list[ClientWork], clients_seconds: float, workers: int
+    done: list[ClientWork], clients_seconds: float, workers: int, decode_seconds: float
 ) -> None:
     # Whatever spans say: of clients trained together, of a clock that is off, out of the phase.
-    timeline = round_of(done, clients_seconds, workers)
+    timeline = round_of(done, clients_seconds, workers, decode_seconds)
     parts = split_round(timeline)
     assert all(seconds >= 0 for seconds in parts.values())
     assert list(parts) == [part for part in PARTS if part in parts]
-    inside = sum(parts[p] for p in parts if p not in ("decode", "other")) - 0.5
+    inside = sum(parts[part] for part in parts if part != "other") - 0.75
     assert inside == pytest.approx(clients_seconds, abs=1e-9)
     assert sum(parts.values()) == pytest.approx(timeline.seconds, abs=1e-9)
     assert ("clients" in parts) == (not done)
@@ -160,7 +164,7 @@ def check_run(folder: Path, trace: Path, most_rows: int) -> None:
             assert sum(parts.values()) == pytest.approx(row["round_seconds"], abs=1e-9)
             assert parts["train"] > 0
             assert parts["other"] < 0.5 * row["round_seconds"]
-            assert parts["decode"] == pytest.approx(row["decode_seconds"])
+            assert 0 < parts["decode"] <= row["decode_seconds"] + 0.01
 
 
 @pytest.mark.parametrize("name", ["trace.json", "deeper/trace.json.gz"])
