@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from fedcompress import rng_for
 from simulations.data import FederatedData, load_data
-from simulations.models import build_model
 from simulations.drawn import DrawnPartition
+from simulations.models import build_model
 from simulations.partition import Partition, partition_data
 from simulations.training import (
     CohortMember,

@@ -16,11 +16,18 @@ from simulations.cell import Cell
 from simulations.cell_folder import CellFolder, Saved, is_usable
 from simulations.checkpoint import load_strategy_state, strategy_state
 from simulations.engines import SimulatedGrid
-from simulations.events import CellDone, CellStarted, Event, Listener, RoundDone
+from simulations.events import (
+    CellDone,
+    CellStarted,
+    ClientsWatch,
+    Event,
+    Listener,
+    RoundDone,
+)
 from simulations.materials import materials_of
 from simulations.model_record import array_record, load_record, model_record, record_arrays
 from simulations.rounds import run_rounds
-from simulations.rows import before_training_row, client_rows, round_row
+from simulations.rows import before_training_row, client_rows, round_row, timeline_of
 from simulations.strategy import build_strategy
 from simulations.student import train_student
 from simulations.traffic import MeasuredGrid
@@ -119,6 +126,8 @@ class _CellRun:
         """Run the rounds that are left, recording and saving; return the last model."""
         cell, dense_bytes = self._cell, _dense_bytes(self._model)
         saved_at = time.perf_counter()
+        if self.simulated is not None:
+            self.simulated.on_reply = ClientsWatch(cell, self._tell)
         for done in run_rounds(
             self._strategy,
             MeasuredGrid(self._grid),
@@ -133,9 +142,11 @@ class _CellRun:
             traffic = self._strategy.last_round
             measured = self.simulated.compute_seconds if self.simulated else {}
             clients = client_rows(done, traffic, self._client_of, measured)
-            row = round_row(done, traffic, clients, dense_bytes)
+            workers = self.simulated.num_workers if self.simulated else 1
+            timeline = timeline_of(done, traffic, self._client_of, workers)
+            row = round_row(done, traffic, clients, dense_bytes, timeline)
             self._folder.append(row, clients)
-            self._tell(RoundDone(cell, row))
+            self._tell(RoundDone(cell, row, timeline))
             waited = time.perf_counter() - saved_at
             if done.number < cell.rounds and waited >= checkpoint_seconds:
                 self._save(done.number, arrays)

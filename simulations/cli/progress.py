@@ -80,7 +80,7 @@ class StudyProgress:
         elif isinstance(event, RoundDone):
             facts = _facts(event.row, self._room)
             self.bars.update(self._rounds, completed=event.row["round"], facts=facts)
-        else:
+        elif isinstance(event, CellDone):
             self._end(event)
 
     def _begin(self, event: CellStarted) -> None:

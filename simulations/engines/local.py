@@ -12,6 +12,7 @@ from flwr.app import Message, RecordDict, UserConfig
 from simulations.engines.base import SimulatedGrid
 from simulations.engines.client_call import AppFactory, ClientCall, call_clients, load_app
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
+from simulations.engines.spans import ClientSpan
 from simulations.engines.summing import RangeSums
 
 
@@ -45,6 +46,7 @@ class LocalGrid(SimulatedGrid):
         try:
             setting = replace(self._setting(), num_messages=len(messages))
             results = call_clients(self._app, self._calls(messages, deadline), setting)
+            began = time.monotonic()
             for position, result in enumerate(results):
                 node_id = messages[position].metadata.dst_node_id
                 if deadline is not None and time.monotonic() >= deadline:
@@ -57,6 +59,10 @@ class LocalGrid(SimulatedGrid):
                     self._changed.add(node_id)
                 if sums is not None:
                     sums.add(position, result.reply)  # the reply itself stays whole
+                ended = time.monotonic()
+                span = ClientSpan(node_id, 0, began, ended - began, result.compute_seconds)
+                self.spans.append(span)
+                began = ended
                 yield position, result.reply
         finally:
             if sums is not None:

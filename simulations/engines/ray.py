@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from flwr.app import Message, UserConfig
 
@@ -25,22 +25,9 @@ from simulations.engines.schedule import (
     RangeQueue,
 )
 from simulations.engines.shared_model import SharedModel
+from simulations.engines.spans import ClientSpan
 from simulations.engines.state_files import StateFiles
 from simulations.engines.summing import RoundSums
-
-
-class ClientSpan(NamedTuple):
-    """When one client was worked on.
-
-    `began` is in seconds of the driver's `time.monotonic`. The worker was busy for `seconds`:
-    reading state and message, `compute_seconds` in the app, and writing the answer.
-    """
-
-    node_id: int
-    worker: int
-    began: float
-    seconds: float
-    compute_seconds: float
 
 
 class RayGrid(SimulatedGrid):
@@ -121,7 +108,6 @@ class RayGrid(SimulatedGrid):
             )
         self._client_timeout = client_timeout
         self._costs = CostModel()
-        self.spans: list[ClientSpan] = []
         self._states = StateFiles()
         self._model = SharedModel()
         self._pool: WorkerPool | None = None
@@ -156,7 +142,6 @@ class RayGrid(SimulatedGrid):
     ) -> Iterator[tuple[int, Message]]:
         if self._pool is None:
             raise ConfigError("RayGrid: it is closed; make a new one")
-        self.spans = []
         node_ids = [message.metadata.dst_node_id for message in messages]
         costs = self._costs.costs(node_ids, self.compute_seconds)
         share = FIRST_SHARE if self._costs.knows else FIRST_SHARE_UNKNOWN
