@@ -88,9 +88,8 @@ def run_study(
                 else:
                     grid.reset(num_clients=clients, run_config=run_config)
                 run_cell(
-                    decided, grid, own, listen=listen, checkpoint_seconds=study.checkpoint_seconds
+                    decided, grid, own, listen=tell, checkpoint_seconds=study.checkpoint_seconds
                 )
-                run_cell(cell, grid, own, listen=tell, checkpoint_seconds=study.checkpoint_seconds)
         finally:
             if grid is not None:
                 grid.close()
