@@ -222,4 +222,7 @@ def _ray_runs_here() -> bool:
 
 
 def _workers_here(cpus_per_worker: float) -> int:
-    return max(int(len(os.sched_getaffinity(0)) / cpus_per_worker + 1e-9), 1)
+    # macOS does not say which of its CPUs are this process's.
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(int(cpus / cpus_per_worker + 1e-9), 1)
