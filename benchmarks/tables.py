@@ -12,7 +12,7 @@ def rows_table(rows: Sequence[Row]) -> str:
     """Lay out one update's rows: ours first, then peers, each curve by its error."""
     first = {row.curve: place for place, row in reversed(list(enumerate(rows)))}
     ordered = sorted(rows, key=lambda row: (not row.ours, first[row.curve], row.nmse))
-    return _table(
+    return text_table(
         ("codec", *_HEADINGS),
         [
             (
@@ -56,7 +56,7 @@ def _curve_table(ones: Sequence[AtEqualError]) -> str:
     )
     lines.append(("mean", "", "", "", *means))
     headings = ("peer", "NMSE", "our bits", "peer's", "bits ÷", "enc speed ÷", "dec speed ÷")
-    return _table(headings, lines)
+    return text_table(headings, lines)
 
 
 def _ratios(bits: float, encode: float, decode: float) -> tuple[str, str, str]:
@@ -70,7 +70,8 @@ def _times(bits: float, least: float | None) -> str:
     return f"{ratio:.3f}" if ratio < 10 else f"{ratio:.0f}"
 
 
-def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def text_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Lay out lines under headings, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(headings, *lines, strict=True)]
     words = {place for place, cells in enumerate(zip(*lines, strict=True)) if not _number(cells)}
     return "\n".join(

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedcompress.coder import Coder
 from fedcompress.coders.entropy import Entropy
 from fedcompress.coders.exact import decode_exact, encode_exact
-from fedcompress.compressor import Compressor, Encoded, Part, State
+from fedcompress.compressor import Compressor, Encoded, Part, SentParts, State
 from fedcompress.errors import NotFiniteError, PayloadError, SpecError
 from fedcompress.joined import join, joined_layout, joined_names, split
 from fedcompress.stage import Stage
@@ -86,7 +86,7 @@ class Chain(Compressor):
             if want_decoded:
                 whole = joined_layout([layouts[n] for n in names])
                 parts |= split(Steps(stages, steps, last, whole), names, layouts)
-        decoded = {n: parts[n].dense() for n in update} if want_decoded else None
+        decoded = SentParts({n: parts[n] for n in update}) if want_decoded else None
         return Encoded(sections, state, decoded)
 
     def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
@@ -193,7 +193,7 @@ class Steps(Part):
 
     def is_finite(self) -> bool:
         # A finite scale times a finite symbol may still overflow, so we look at the product.
-        return bool(torch.isfinite(self._values).all())
+        return _is_finite(self._values)
 
     @property
     def _is_sparse(self) -> bool:
@@ -218,6 +218,16 @@ def encode_array(
     """Give the streams of one array, and each stage's side streams with the layout before it."""
     streams: list[Stream] = []
     steps: list[Step] = []
+    through = stages[0].encode_through(stages[1:], x, rng) if stages else None
+    if through is not None:
+        before = Layout.of(x)
+        x, sides = through
+        for stage, side in zip(stages, sides, strict=True):
+            streams += side
+            steps.append((side, before))
+            before = stage.layout_after(before, side)
+        streams.append(stages[-1].last_stream(x))
+        return streams, steps, x
     for stage in stages:
         before = Layout.of(x)
         x, side = stage.encode(x, rng)

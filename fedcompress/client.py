@@ -11,6 +11,7 @@ from flwr.common.constant import ErrorCode
 
 from fedcompress import protocol
 from fedcompress.client_state import client_key, load_state, save_state
+from fedcompress.dense import share_record
 from fedcompress.errors import FedcompressError
 from fedcompress.flower_adapter import with_content
 from fedcompress.randomness import rng_for
@@ -90,8 +91,9 @@ def _train(
     key, record = protocol.single_array_record(message.content, "message")
     content = protocol.without_settings(message.content)
     if protocol.VERSION_KEY in settings:
-        before = restore_reference(record, settings, context)
-        content[key] = protocol.tensors_to_record(before)
+        reference = restore_reference(record, settings, context)
+        before = reference.tensors
+        content[key] = share_record(reference.record)
     else:
         before = protocol.record_to_tensors(record)
     reply = call_next(with_content(message, content), context)

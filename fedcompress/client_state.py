@@ -9,7 +9,7 @@ and goes back to it if that reply never arrived.
 import logging
 from typing import cast
 
-from flwr.app import ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from torch import Tensor
 
 from fedcompress import protocol
@@ -23,6 +23,7 @@ _SPEC = "spec"
 _LAYOUT = "layout"
 _ROUND = "round"  # in which the state was made
 _BEFORE_ROUND = "before-round"
+_MOST_NAMES = 64
 
 
 def load_state(
@@ -32,28 +33,32 @@ def load_state(
     settings: dict[str, object],
 ) -> State:
     """Give the state from which this round's update is to be encoded."""
-    fresh = compressor.init(update)
-    if not fresh:
-        return fresh
-    kept = context.state.config_records.get(protocol.RECORD, ConfigRecord())
+    kept = protocol.kept_in(context.state)
     if protocol.STATE_RECORD not in context.state or _LAYOUT not in kept:
-        return fresh
-    if kept[_LAYOUT] != fingerprint_layout(update):
+        return compressor.init(update)
+    layout = fingerprint_layout(update)
+    names = _names_of(compressor.spec, layout, compressor, update)
+    if not names:
+        return {}
+    if kept[_LAYOUT] != layout:
         logger.warning("client %s: the model changed; its state is lost", client_key(context))
         _start_anew(context)
-        return fresh
+        return compressor.init(update)
     if compressor.recalls and not _go_to_round(context, kept, settings):
         _start_anew(context)
-        return fresh
-    stored = context.state.array_records[protocol.STATE_RECORD]
-    tensors = protocol.record_to_tensors(stored)
-    if tensors.keys() != fresh.keys():
+        return compressor.init(update)
+    stored = context.state[protocol.STATE_RECORD]
+    tensors = protocol.record_to_tensors(stored) if isinstance(stored, ArrayRecord) else {}
+    if tensors.keys() == set(names):
+        state: State = {name: tensors[name] for name in names}
+    else:
         # A spec that differs in its numbers only, as on a schedule, keeps the same state.
         logger.warning(
             "client %s: the spec changed from %s to %s; state that no longer fits is lost",
             *(client_key(context), kept.get(_SPEC), compressor),
         )
-    state = {name: tensors.get(name, x) for name, x in fresh.items()}
+        fresh = compressor.init(update)
+        state = {name: tensors.get(name, x) for name, x in fresh.items()}
     missed = _integer(settings, protocol.ROUND_KEY) - _integer(kept, _ROUND) - 1
     return compressor.after_absence(state, missed) if _ROUND in kept and missed > 0 else state
 
@@ -66,14 +71,14 @@ def save_state(
         context.state.pop(protocol.STATE_RECORD, None)
         _forget_before(context)
         return
-    kept = context.state.config_records.get(protocol.RECORD, ConfigRecord())
-    before = context.state.array_records.get(protocol.STATE_RECORD)
+    kept = protocol.kept_in(context.state)
+    before = context.state.get(protocol.STATE_RECORD)
     if compressor.recalls and before is not None:
         context.state[protocol.BEFORE_RECORD] = before
         kept[_BEFORE_ROUND] = _integer(kept, _ROUND)
     else:
         _forget_before(context)
-    kept[_SPEC] = str(compressor)
+    kept[_SPEC] = compressor.spec
     kept[_LAYOUT] = fingerprint_layout(update)
     kept[_ROUND] = round
     context.state[protocol.RECORD] = kept
@@ -86,6 +91,20 @@ def client_key(context: Context) -> int | str:
     return partition if isinstance(partition, int | str) else str(partition)
 
 
+_NAMES: dict[tuple[str, int], tuple[str, ...]] = {}
+
+
+def _names_of(
+    spec: str, layout: int, compressor: Compressor, update: dict[str, Tensor]
+) -> tuple[str, ...]:
+    """Name what a compressor remembers of a model; found out once, for it takes a whole state."""
+    if (spec, layout) not in _NAMES:
+        if len(_NAMES) >= _MOST_NAMES:
+            _NAMES.clear()
+        _NAMES[spec, layout] = tuple(compressor.init(update))
+    return _NAMES[spec, layout]
+
+
 def _go_to_round(context: Context, kept: ConfigRecord, settings: dict[str, object]) -> bool:
     """Make the state the one that the server has the reply of; false where it is lost."""
     held = _integer(settings, protocol.HELD_KEY)
@@ -93,7 +112,7 @@ def _go_to_round(context: Context, kept: ConfigRecord, settings: dict[str, objec
         return False
     if held == _integer(kept, _ROUND):
         return True
-    before = context.state.array_records.get(protocol.BEFORE_RECORD)
+    before = context.state.get(protocol.BEFORE_RECORD)
     if before is None or held != _integer(kept, _BEFORE_ROUND):
         return False
     logger.info(
@@ -113,8 +132,8 @@ def _start_anew(context: Context) -> None:
 
 def _forget_before(context: Context) -> None:
     context.state.pop(protocol.BEFORE_RECORD, None)
-    kept = context.state.config_records.get(protocol.RECORD)
-    if kept is not None:
+    kept = context.state.get(protocol.RECORD)
+    if isinstance(kept, ConfigRecord):
         kept.pop(_BEFORE_ROUND, None)
 
 

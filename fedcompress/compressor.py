@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, TypeAlias
 
 import numpy as np
@@ -46,6 +47,28 @@ class Part(ABC):
         return None
 
 
+class SentParts(Mapping[str, Tensor]):
+    """What the other side will decode, expanded array by array as it is asked for."""
+
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        self.parts = parts
+        self._dense: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Give one array, expanded."""
+        if name not in self._dense:
+            self._dense[name] = self.parts[name].dense()
+        return self._dense[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Walk the names."""
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        """Count the arrays."""
+        return len(self.parts)
+
+
 class Compressor(ABC):
     """Turns an update (named arrays) into a payload (bytes) and back.
 
@@ -68,6 +91,11 @@ class Compressor(ABC):
     name: ClassVar[str]
     corrects: ClassVar[bool] = False
     expands: ClassVar[bool] = False
+
+    @cached_property
+    def spec(self) -> str:
+        """The canonical spec, ``str(self)``, written once."""
+        return str(self)
 
     def inside(self) -> Sequence["Compressor"]:
         """Give the compressors that this one wraps."""
@@ -149,7 +177,7 @@ class Compressor(ABC):
         """
         tensors = as_tensors(update)
         encoded = self.encode_sections(tensors, state, rng, want_decoded=False)
-        return write_payload(encoded.sections, str(self), tensors), encoded.state
+        return write_payload(encoded.sections, self.spec, tensors), encoded.state
 
     def encode_and_decode(
         self, update: Arrays, state: State, rng: np.random.Generator
@@ -157,7 +185,7 @@ class Compressor(ABC):
         """Encode, and also give what the other side will decode, without decoding bytes."""
         tensors = as_tensors(update)
         encoded = self.encode_sections(tensors, state, rng, want_decoded=True)
-        payload = write_payload(encoded.sections, str(self), tensors)
+        payload = write_payload(encoded.sections, self.spec, tensors)
         if encoded.decoded is None:
             return payload, encoded.state, self.decode(payload, tensors)
         return payload, encoded.state, dict(encoded.decoded)
@@ -208,7 +236,7 @@ class Compressor(ABC):
     ) -> tuple[dict[str, Part], dict[str, int]]:
         """Read and check a payload without expanding it, and count its bytes by kind."""
         tensors = as_tensors(like)
-        reader = SectionReader(payload, str(self), tensors)
+        reader = SectionReader(payload, self.spec, tensors)
         reader.memory = memory or {}
         parts = self.read_sections(reader, tensors)
         reader.finish()

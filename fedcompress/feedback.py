@@ -11,7 +11,7 @@ from torch import Tensor
 from fedcompress.chain import as_compressor, narrow
 from fedcompress.checks import check_fraction, check_positive
 from fedcompress.closed_loop import check_loop
-from fedcompress.compressor import Compressor, Encoded, Part, State, under
+from fedcompress.compressor import Compressor, Encoded, Part, SentParts, State, under
 from fedcompress.errors import LayoutError
 from fedcompress.wire import SectionReader
 
@@ -105,7 +105,7 @@ class ErrorFeedback(Compressor):
             raise TypeError(f"{self.compressor.name}: gave no decoded update when asked for it")
         residuals = {
             _RESIDUAL + name: self._clipped(
-                corrected[name] - inner.decoded[name].to(corrected[name].dtype), x
+                _left(corrected[name], name, inner.decoded, want_decoded), x
             )
             for name, x in update.items()
             if x.is_floating_point()
@@ -144,6 +144,14 @@ class ErrorFeedback(Compressor):
         limit = self.clip * float(torch.linalg.vector_norm(x, dtype=torch.float64))
         norm = float(torch.linalg.vector_norm(residual, dtype=torch.float64))
         return residual * (limit / norm) if norm > limit else residual
+
+
+def _left(corrected: Tensor, name: str, sent: Mapping[str, Tensor], want_sent: bool) -> Tensor:
+    """Give what was not sent; ``corrected``, which nothing else needs, may become it."""
+    if want_sent or not isinstance(sent, SentParts) or not corrected.is_contiguous():
+        return corrected - sent[name].to(corrected.dtype)
+    sent.parts[name].add_to(corrected, -1.0)
+    return corrected
 
 
 def _residual_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -2,17 +2,21 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from typing import cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from fedcompress import protocol
+from fedcompress.aggregation import Node
 from fedcompress.compressor import Compressor, Part, memory_of
-from fedcompress.errors import PayloadError
+from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.memories import Memories
+from fedcompress.partial import SUMMED_STYPE, PartialSum, SummedReply, is_hollow
 from fedcompress.traffic import ClientTraffic
 from fedcompress.wire import payload_checksum
 
@@ -59,22 +63,16 @@ class Expected:
     metrics: frozenset[str]
     memories: Memories
 
+    @cached_property
+    def positions(self) -> dict[int, int]:
+        """Place of each node's message in the round."""
+        return {node_id: position for position, node_id in enumerate(self.sent)}
+
 
 def most_common_metrics(replies: Iterable[Message]) -> frozenset[str]:
     """Give the metric keys that most of the replies hold."""
-    counts = Counter(_metric_keys(reply) for reply in replies if reply.has_content())
+    counts = Counter(metric_keys(reply) for reply in replies if reply.has_content())
     return counts.most_common(1)[0][0] if counts else frozenset()
-
-
-def largest_weight(replies: Iterable[Message], key: str) -> float:
-    """Give the largest usable weight among replies, 1 where there is none above 0."""
-    weights = [
-        float(weight)
-        for reply in replies
-        for metrics in reply.content.metric_records.values()
-        if isinstance(weight := metrics.get(key, 1.0), int | float) and 0 < weight < math.inf
-    ]
-    return max(weights, default=1.0)
 
 
 def read_reply(reply: Message, expected: Expected) -> Answer:
@@ -87,10 +85,9 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
         verify, other metrics than the other clients', or numbers or a weight that are not finite.
     """
     node_id = reply.metadata.src_node_id
-    if node_id not in expected.sent:
-        raise PayloadError(f"reply of node {node_id}: it was not asked in this round")
+    check_asked(node_id, expected)
     _, record = protocol.single_array_record(reply.content, "reply")
-    weight = _read_weight(reply, expected)
+    weight = read_weight(reply, expected)
     compressor = expected.sent[node_id]
     if compressor is None:
         return _read_dense(reply, record, expected.reference, weight)
@@ -120,7 +117,7 @@ def read_payload(
     payloads = protocol.record_to_payloads(record)
     if len(payloads) != 1:
         raise PayloadError(f"reply: holds {len(payloads)} payloads, expected one")
-    own = reply.content.config_records.get(protocol.RECORD, ConfigRecord())
+    own = protocol.kept_in(reply.content)
     if own.get(protocol.ROUND_KEY) != server_round:
         raise PayloadError(
             f"reply: is of round {own.get(protocol.ROUND_KEY)!r}, this is round "
@@ -142,6 +139,79 @@ def read_payload(
         encode_seconds=float(cast(float, seconds)) if said else None,
     )
     return Answer(reply, parts, 1.0, traffic, memory_of(parts) if compressor.recalls else {})
+
+
+@dataclass(frozen=True, eq=False)
+class UsableSums:
+    """What an engine has summed of a round, as far as it can be used.
+
+    Attributes
+    ----------
+    rows : dict of str to SummedReply
+        Accounts of the replies that are in the sums, by the id of the message that they answer.
+    nodes : list of Node
+        Branches of the tree of sums.
+    unused : dict of str to int
+        Payload bytes of replies whose sums are left out, by that same id.
+    """
+
+    rows: dict[str, SummedReply]
+    nodes: list[Node]
+    unused: dict[str, int]
+
+
+def usable_sums(
+    sums: Sequence[PartialSum], replies: Sequence[Message], expected: Expected
+) -> UsableSums:
+    """Choose the partial sums that hold what reading these replies one by one would sum.
+
+    Raises
+    ------
+    ConfigError
+        If replies were lost or changed since the engine summed them, and their arrays are gone.
+    """
+    usable = UsableSums({}, [], {})
+    if not sums:
+        return usable
+    by_node: dict[int, list[Message]] = {}
+    for reply in replies:
+        by_node.setdefault(reply.metadata.src_node_id, []).append(reply)
+    for partial in sums:
+        if partial.metrics != expected.metrics:  # then none of these replies will be used
+            usable.unused.update((row.reply_to, row.payload_bytes) for row in partial.rows)
+            continue
+        got = [(by_node.get(row.traffic.node_id, []), row) for row in partial.rows]
+        if all(_is_as_summed(given, row, expected) for given, row in got):
+            usable.rows.update((row.reply_to, row) for row in partial.rows)
+            usable.nodes.extend(partial.nodes)
+        elif any(is_hollow(reply) for given, _ in got for reply in given):
+            raise ConfigError(
+                "Compressed: replies were lost or changed on their way from the grid, which has "
+                "summed their updates already; pass on what its send_and_receive returns"
+            )
+    return usable
+
+
+def _is_as_summed(replies: Sequence[Message], row: SummedReply, expected: Expected) -> bool:
+    """Whether a node's replies, mostly one, are the one that was summed."""
+    return bool(replies) and all(
+        reply.metadata.reply_to_message_id == row.reply_to
+        and metric_keys(reply) == expected.metrics
+        and _said_weight(reply, expected.weight_key) == row.weight
+        and (is_hollow(reply) or _checksum(reply) == row.traffic.uplink_checksum)
+        for reply in replies
+    )
+
+
+def _checksum(reply: Message) -> str:
+    records = protocol.array_records(reply.content).values()
+    return "".join(payload_checksum(x.data) for record in records for x in record.values())
+
+
+def check_asked(node_id: int, expected: Expected) -> None:
+    """Raise `PayloadError` where a node was not sent a message in this round."""
+    if node_id not in expected.sent:
+        raise PayloadError(f"reply of node {node_id}: it was not asked in this round")
 
 
 def _read_dense(
@@ -171,27 +241,40 @@ def in_order(replies: Iterable[Message], sent: Mapping[int, object]) -> list[Mes
 
 def is_dense(reply: Message) -> bool:
     """Whether a reply holds arrays where a payload should be."""
-    records = reply.content.array_records.values()
-    return any(array.stype != protocol.STYPE for record in records for array in record.values())
+    records = protocol.array_records(reply.content).values()
+    return any(
+        array.stype not in (protocol.STYPE, SUMMED_STYPE)
+        for record in records
+        for array in record.values()
+    )
 
 
-def _metric_keys(reply: Message) -> frozenset[str]:
-    return frozenset(key for metrics in reply.content.metric_records.values() for key in metrics)
+def metric_keys(reply: Message) -> frozenset[str]:
+    """Give the keys of all metrics of a reply."""
+    records = reply.content.values()
+    keys = [record.keys() for record in records if isinstance(record, MetricRecord)]
+    return frozenset(keys[0] if len(keys) == 1 else chain(*keys))
 
 
-def _read_weight(reply: Message, expected: Expected) -> float:
-    keys = _metric_keys(reply)
+def read_weight(reply: Message, expected: Expected) -> float:
+    """Read a client's weight; `PayloadError` for none, or metrics that are not as expected."""
+    keys = metric_keys(reply)
     if keys != expected.metrics:
         raise PayloadError(
             f"reply: holds the metrics {sorted(keys)}, most clients sent "
             f"{sorted(expected.metrics)}; a strategy can average only what all have"
         )
-    for metrics in reply.content.metric_records.values():
-        weight = metrics.get(expected.weight_key, 1.0)
-        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise PayloadError(
-                f"metric {expected.weight_key!r} is {weight!r}; a weight is one number, finite and "
-                "not below 0"
-            )
-        return float(weight)
+    weight = _said_weight(reply, expected.weight_key)
+    if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise PayloadError(
+            f"metric {expected.weight_key!r} is {weight!r}; a weight is one number, finite and "
+            "not below 0"
+        )
+    return float(weight)
+
+
+def _said_weight(reply: Message, key: str) -> object:
+    for record in reply.content.values():
+        if isinstance(record, MetricRecord):
+            return record.get(key, 1.0)
     return 1.0

@@ -33,6 +33,7 @@ class Outgoing:
         self._broadcast = broadcast
         self._memories = memories
         self._contents: dict[tuple[int, str, int, int], RecordDict] = {}
+        self._specs: dict[int, tuple[Compressor, str]] = {}  # by the compressor's id
 
     def prepare(self, message: Message, compressor: Compressor | None) -> ClientDownlink:
         """Give a message its new content, and say what it weighs; None leaves it as it is."""
@@ -48,17 +49,23 @@ class Outgoing:
         if compressor is None:
             return traffic
         held = self._memories.round_of(node_id) if compressor.recalls else NO_ROUND
-        shared = (id(message.content), str(compressor), base, held)
+        shared = (id(message.content), self.spec(compressor), base, held)
         if shared not in self._contents:
             settings = self._settings(compressor, base, held)
             self._contents[shared] = _with_settings(message.content, key, record, settings)
         message.content = self._contents[shared]
         return traffic
 
+    def spec(self, compressor: Compressor) -> str:
+        """Give the spec of a compressor, which mostly is the same one for all clients."""
+        if id(compressor) not in self._specs:
+            self._specs[id(compressor)] = compressor, str(compressor)
+        return self._specs[id(compressor)][1]
+
     def _settings(self, compressor: Compressor, base: int, held: int) -> ConfigRecord:
         settings = ConfigRecord(
             {
-                protocol.UPLINK_KEY: str(compressor),
+                protocol.UPLINK_KEY: self.spec(compressor),
                 protocol.SEED_KEY: self._seed,
                 protocol.ROUND_KEY: self._round,
             }

@@ -4,6 +4,7 @@ An update holds after − before for floating-point arrays. Integers and boolean
 masks) are sent as they are after training: a difference of them could wrap around.
 """
 
+import math
 import zlib
 from collections.abc import Mapping
 
@@ -12,7 +13,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from fedcompress.dense import dense_array, dense_values, plain_array
 from fedcompress.errors import LayoutError, NotFiniteError, PayloadError
+from fedcompress.flower_adapter import record_of
 
 STYPE = "fedcompress.v1"
 RECORD = "fedcompress"  # key of our own records in replies and in Context.state
@@ -39,17 +42,17 @@ def record_to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
 
 def tensors_to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Write tensors as dense arrays."""
-    return ArrayRecord({name: Array(x.detach().cpu().numpy()) for name, x in tensors.items()})
+    return record_of({name: dense_array(x.detach().cpu().numpy()) for name, x in tensors.items()})
 
 
 def payloads_to_record(payloads: list[bytes]) -> ArrayRecord:
     """Write payloads as opaque arrays, one each."""
-    record = ArrayRecord()
-    for i, payload in enumerate(payloads):
-        record[f"payload-{i}"] = Array(
-            dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload
-        )
-    return record
+    return record_of(
+        {
+            f"payload-{i}": plain_array("uint8", (len(payload),), STYPE, payload)
+            for i, payload in enumerate(payloads)
+        }
+    )
 
 
 def record_to_payloads(record: ArrayRecord) -> list[bytes]:
@@ -103,7 +106,10 @@ def not_finite(name: str) -> NotFiniteError:
 def check_finite(arrays: Mapping[str, Tensor]) -> None:
     """Raise `NotFiniteError` where a floating-point array holds NaN or infinity."""
     for name, x in arrays.items():
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        # A finite sum needs no second look; a sum may also overflow though every entry is finite.
+        if x.is_floating_point() and not (
+            math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
+        ):
             raise not_finite(name)
 
 
@@ -134,11 +140,18 @@ def checksum(arrays: Mapping[str, Tensor]) -> int:
     return value
 
 
+def kept_in(state: RecordDict) -> ConfigRecord:
+    """Give our own record in a client's state, an empty one where there is none."""
+    kept = state.get(RECORD)
+    return kept if isinstance(kept, ConfigRecord) else ConfigRecord()
+
+
 def settings_of(content: RecordDict) -> dict[str, object]:
     """Collect the settings that the server put into a message."""
     return {
         key: value
-        for record in content.config_records.values()
+        for record in content.values()
+        if isinstance(record, ConfigRecord)
         for key, value in record.items()
         if key.startswith(KEY_PREFIX)
     }
@@ -160,7 +173,7 @@ def without_settings(content: RecordDict) -> RecordDict:
 
 def single_array_record(content: RecordDict, what: str) -> tuple[str, ArrayRecord]:
     """Give the one ArrayRecord of a message and its key."""
-    records = content.array_records
+    records = array_records(content)
     if len(records) != 1:
         raise LayoutError(
             f"{what}: holds {len(records)} ArrayRecords ({', '.join(records) or 'none'}), "
@@ -170,17 +183,24 @@ def single_array_record(content: RecordDict, what: str) -> tuple[str, ArrayRecor
     return key, records[key]
 
 
+def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
+    """Give the ArrayRecords of a content by key; Flower's property of that name sets each anew."""
+    return {key: record for key, record in content.items() if isinstance(record, ArrayRecord)}
+
+
 def data_bytes(content: RecordDict) -> int:
     """Count the bytes of all arrays of a message as they lie in it."""
     return sum(
-        len(array.data) for record in content.array_records.values() for array in record.values()
+        len(array.data) for record in array_records(content).values() for array in record.values()
     )
 
 
 def without_arrays(content: RecordDict) -> RecordDict:
     """Copy a reply's content without its arrays and our own record."""
-    arrays = content.array_records
-    return RecordDict({k: r for k, r in content.items() if k not in arrays and k != RECORD})
+    copied = content.copy()
+    for key in [*array_records(content), RECORD]:
+        copied.pop(key, None)
+    return copied
 
 
 def with_model(content: RecordDict, model: Mapping[str, Tensor]) -> RecordDict:
@@ -192,7 +212,7 @@ def with_model(content: RecordDict, model: Mapping[str, Tensor]) -> RecordDict:
 
 def _tensor(name: str, array: Array) -> Tensor:
     try:
-        x = array.numpy()
+        x = dense_values(array)
         if not x.flags.writeable or not x.dtype.isnative:
             x = x.astype(x.dtype.newbyteorder("="))
         return torch.from_numpy(x)

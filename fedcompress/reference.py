@@ -2,11 +2,12 @@
 
 from typing import cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Context
-from torch import Tensor
+from flwr.app import ArrayRecord, Context
 
 from fedcompress import protocol
+from fedcompress.dense import share_record
 from fedcompress.errors import PayloadError
+from fedcompress.references import Reference, known_reference
 from fedcompress.spec import parse
 
 NEEDS_WHOLE_MODEL = "the whole model is needed"
@@ -16,7 +17,7 @@ NO_VERSION = -1
 
 def restore_reference(
     record: ArrayRecord, settings: dict[str, object], context: Context
-) -> dict[str, Tensor]:
+) -> Reference:
     """Bring this client's reference model to the version that the server trains from.
 
     The message holds either the whole model as dense arrays (base −1), or the payloads of the
@@ -31,40 +32,40 @@ def restore_reference(
     base = int(cast(int, settings[protocol.BASE_KEY]))
     version = int(cast(int, settings[protocol.VERSION_KEY]))
     if base == NO_VERSION:
-        reference = protocol.record_to_tensors(record)
+        reference = known_reference(version, record)
     else:
         reference = _apply(record, settings, context, base, version)
-    if protocol.checksum(reference) != settings[protocol.CHECKSUM_KEY]:
+    if reference.checksum != settings[protocol.CHECKSUM_KEY]:
         _forget(context)
         raise PayloadError(
             f"reference model {version}: differs from the server's; {NEEDS_WHOLE_MODEL}"
         )
-    kept = context.state.config_records.get(protocol.RECORD, ConfigRecord())
+    kept = protocol.kept_in(context.state)
     kept[_VERSION] = version
     context.state[protocol.RECORD] = kept
-    context.state[protocol.REFERENCE_RECORD] = protocol.tensors_to_record(reference)
+    context.state[protocol.REFERENCE_RECORD] = share_record(reference.record)
     return reference
 
 
 def _apply(
     record: ArrayRecord, settings: dict[str, object], context: Context, base: int, version: int
-) -> dict[str, Tensor]:
-    kept = context.state.config_records.get(protocol.RECORD, ConfigRecord())
-    stored = context.state.array_records.get(protocol.REFERENCE_RECORD)
+) -> Reference:
+    kept = protocol.kept_in(context.state)
+    stored = context.state.get(protocol.REFERENCE_RECORD)
     held = int(cast(int, kept.get(_VERSION, NO_VERSION)))
     payloads = protocol.record_to_payloads(record)
     if len(payloads) != version - base:
         raise PayloadError(f"message: {len(payloads)} payloads from version {base} to {version}")
-    if stored is None or not base <= held <= version:
+    if not isinstance(stored, ArrayRecord) or not base <= held <= version:
         _forget(context)
         raise PayloadError(
             f"reference model: this client holds version {held}, the server counted on {base}; "
             f"{NEEDS_WHOLE_MODEL}"
         )
     compressor = parse(str(settings[protocol.DOWNLINK_KEY]))
-    reference = protocol.record_to_tensors(stored)
+    reference = known_reference(held, stored)
     for payload in payloads[held - base :]:
-        reference = protocol.advance(reference, compressor.decode(payload, reference))
+        reference = reference.after(compressor, payload)
     return reference
 
 

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg, FedXgbBagging, FedXgbCyclic, Strateg
 from torch import Tensor
 
 from fedcompress import protocol
-from fedcompress.aggregation import WeightedSum
+from fedcompress.aggregation import TreeSum
 from fedcompress.checks import check_integer
 from fedcompress.compressor import Compressor
 from fedcompress.downlink import Broadcast
@@ -33,13 +33,14 @@ from fedcompress.incoming import (
     Expected,
     in_order,
     is_dense,
-    largest_weight,
     most_common_metrics,
     read_reply,
+    usable_sums,
 )
 from fedcompress.links import Uplink, read_links
 from fedcompress.memories import Memories
 from fedcompress.outgoing import Outgoing
+from fedcompress.partial import PartialSum, SummingGrid, SumPlan, layout_of
 from fedcompress.reference import NEEDS_WHOLE_MODEL
 from fedcompress.spec import parse
 from fedcompress.traffic import ClientTraffic, RoundTraffic
@@ -128,6 +129,7 @@ class Compressed(Strategy):
         self._broadcast = None if self.downlink is None else Broadcast(self.downlink, seed)
         self._reference: dict[str, Tensor] = {}
         self._sent: dict[int, Compressor | None] = {}  # by node id, in this round and in its order
+        self._summing: SummingGrid | None = None  # the grid that sums this round's updates itself
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -149,6 +151,7 @@ class Compressed(Strategy):
             compressor = self._compressor_for(node_id, server_round)
             self._sent[node_id] = compressor
             self.last_round.downlink.append(outgoing.prepare(message, compressor))
+        self._arm(server_round, messages, grid, outgoing)
         return messages
 
     def aggregate_train(
@@ -160,13 +163,13 @@ class Compressed(Strategy):
         errors = [reply for reply in ordered if reply.has_error()]
         for reply in errors:
             self._note_error(reply)
-        answers, mean = self._read_all(server_round, [r for r in ordered if r.has_content()])
-        self.last_round.decode_seconds = time.perf_counter() - started
+        answers, total = self._read_all(server_round, [r for r in ordered if r.has_content()])
+        self.last_round.decode_seconds += time.perf_counter() - started
         self._warn_of_faults()
         started = time.perf_counter()
         arrays, metrics = None, None
         if sum(answer.weight for answer in answers) > 0:
-            arrays, metrics = self._aggregate(server_round, answers, mean, errors)
+            arrays, metrics = self._aggregate(server_round, answers, total, errors)
         else:
             logger.warning(
                 "round %d: nothing usable came back from %d clients; the model stays as it is",
@@ -220,9 +223,34 @@ class Compressed(Strategy):
             return None
         return parse(self.uplink(node_id, server_round) if callable(self.uplink) else self.uplink)
 
+    def _arm(
+        self, server_round: int, messages: list[Message], grid: Grid, outgoing: Outgoing
+    ) -> None:
+        """Let an engine that can do so add the updates, where their mean is all that is needed."""
+        self._summing = None
+        if not isinstance(grid, SummingGrid):
+            return
+        plan = None
+        compressors = [c for c in self._sent.values() if c is not None and not c.recalls]
+        if uses_weighted_mean(self.strategy) and messages and len(compressors) == len(messages):
+            plan = SumPlan(
+                server_round,
+                node_ids=tuple(self._sent),
+                uplinks=tuple(outgoing.spec(c) for c in compressors),
+                layout=layout_of(self._reference),
+                weight_key=weight_key(self.strategy),
+            )
+        if grid.sum_updates(plan) and plan is not None:
+            self._summing = grid
+
+    def _take_sums(self) -> list[PartialSum]:
+        taken = [] if self._summing is None else self._summing.take_sums()
+        self._summing = None
+        return taken
+
     def _read_all(
         self, server_round: int, replies: list[Message]
-    ) -> tuple[list[Answer], WeightedSum | None]:
+    ) -> tuple[list[Answer], TreeSum | None]:
         """Read the replies one by one; under a weighted mean, keep only their sum."""
         expected = Expected(
             server_round,
@@ -232,31 +260,38 @@ class Compressed(Strategy):
             most_common_metrics(replies),
             self._memories,
         )
-        mean: WeightedSum | None = None
+        summed = usable_sums(self._take_sums(), replies, expected)
+        self.last_round.decode_seconds = sum(r.decode_seconds for r in summed.rows.values())
+        total: TreeSum | None = None
         if self.uplink is not None and uses_weighted_mean(self.strategy):
-            mean = WeightedSum(self._reference, largest_weight(replies, expected.weight_key))
+            total = TreeSum(self._reference, len(self._sent))
+            for node in summed.nodes:
+                total.put(node)
         answers: list[Answer] = []
         answered: set[int] = set()
         dense = 0
         for reply in replies:
             node_id = reply.metadata.src_node_id
+            message_id = reply.metadata.reply_to_message_id
+            row = summed.rows.get(message_id)
             try:
                 if node_id in answered:
                     raise PayloadError(f"reply of node {node_id}: it has answered already")
-                answer = read_reply(reply, expected)
+                if row is not None:
+                    answer = Answer(reply, {}, row.weight, row.traffic)
+                else:
+                    answer = _read_and_add(reply, expected, total)
             except FedcompressError as error:
                 if isinstance(error, StaleMemoryError):
                     self._memories.forget(node_id)
                 dense += is_dense(reply)
-                self._note(reply, "rejected", str(error), protocol.data_bytes(reply.content))
+                size = summed.unused.get(message_id, protocol.data_bytes(reply.content))
+                self._note(reply, "rejected", str(error), size)
                 continue
             answered.add(node_id)
             if answer.memory:
                 self._memories.keep(node_id, server_round, answer.memory)
                 answer = replace(answer, memory={})
-            if mean is not None:
-                mean.add(answer.parts, answer.weight)
-                answer = replace(answer, parts={})
             answers.append(answer)
             self.last_round.clients.append(answer.traffic)
             if self._broadcast is not None:
@@ -267,7 +302,7 @@ class Compressed(Strategy):
                 f"Compressed: {dense} clients sent dense arrays and none a payload; put "
                 "compression_mod first in ClientApp(mods=[...]), or wrap the app by compress()"
             )
-        return answers, mean
+        return answers, total
 
     def _note_error(self, reply: Message) -> None:
         reason = reply.error.reason or "no reason given"
@@ -297,16 +332,16 @@ class Compressed(Strategy):
         self,
         server_round: int,
         answers: list[Answer],
-        mean: WeightedSum | None,
+        total: TreeSum | None,
         errors: list[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         if self.uplink is None:
             replies = [answer.reply for answer in answers]
             return self.strategy.aggregate_train(server_round, replies + errors)
-        if mean is None or not isinstance(self.strategy, FedAvg):
+        if total is None or not isinstance(self.strategy, FedAvg):
             replies = [self._dense_reply(answer) for answer in answers]
             return self.strategy.aggregate_train(server_round, replies + errors)
-        model = mean.mean()
+        model = total.mean()
         if not all(bool(x.isfinite().all()) for x in model.values()):
             logger.warning(
                 "round %d: the mean of %d clients is not finite; the model stays as it is",
@@ -334,3 +369,13 @@ class Compressed(Strategy):
         floats = {name: x if x.is_floating_point() else x.double() for name, x in model.items()}
         content = protocol.with_model(answer.reply.content, floats)
         return with_content(answer.reply, content)
+
+
+def _read_and_add(reply: Message, expected: Expected, total: TreeSum | None) -> Answer:
+    answer = read_reply(reply, expected)
+    if total is None:
+        return answer
+    position = expected.positions[reply.metadata.src_node_id]
+    total.no_more_before(position)
+    total.add(position, answer.parts, answer.weight)
+    return replace(answer, parts={})

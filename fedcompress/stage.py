@@ -1,7 +1,7 @@
 """The abstract stage: one reversible step from an array to a smaller or simpler one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -72,6 +72,17 @@ class Stage(ABC):
     @abstractmethod
     def decode(self, x: Tensor, side: Streams, like: Layout) -> Tensor:
         """Undo `encode`: an array of the shape and dtype of ``like``."""
+
+    def encode_through(
+        self, following: Sequence["Stage"], x: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, list[Streams]] | None:
+        """Do in one go what this stage and then all ``following`` ones do, to the bit.
+
+        Returns the array that the last stage gives and each stage's side streams; None where
+        there is no faster way than one stage after another.
+        """
+        del following, x, rng
+        return None
 
     def for_update(self, update: Mapping[str, Tensor]) -> "Stage":
         """Give the stage that encodes the arrays of this update.

@@ -19,7 +19,9 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from fedcompress.errors import PayloadError
@@ -79,7 +81,12 @@ def fingerprint_spec(spec: str) -> int:
 
 def fingerprint_layout(like: Mapping[str, Tensor]) -> int:
     """Fingerprint names, shapes and dtypes in their order."""
-    text = "\x1e".join(f"{name}\x1f{tuple(x.shape)}\x1f{x.dtype}" for name, x in like.items())
+    return _fingerprint(tuple((name, x.shape, x.dtype) for name, x in like.items()))
+
+
+@lru_cache(maxsize=256)
+def _fingerprint(layout: tuple[tuple[str, torch.Size, torch.dtype], ...]) -> int:
+    text = "\x1e".join(f"{name}\x1f{tuple(shape)}\x1f{dtype}" for name, shape, dtype in layout)
     return zlib.crc32(text.encode())
 
 

@@ -96,6 +96,9 @@ class _CellRun:
         self._strategy = build_strategy(cell, self._materials)
         self._model = self._materials.new_model(cell.model, cell.seed)
         self.simulated = grid if isinstance(grid, SimulatedGrid) else None
+        if self.simulated is not None:
+            sizes = self._materials.partition.sizes()
+            self.simulated.expect_sizes(lambda node_id: float(sizes[node_id - 1]))
 
     def begin(self) -> ArrayRecord:
         """Start anew: record the model before training and give it."""

@@ -3,12 +3,14 @@
 import time
 from functools import lru_cache
 
+import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedcompress import compression_mod, rng_for
-from simulations.cell import Cell, ModelSettings
+from fedcompress.protocol import array_records
+from simulations.cell import Cell, ModelSettings, TrainingSettings
 from simulations.materials import Materials, materials_of
 from simulations.model_record import load_record, model_record
 from simulations.settings import Scalar
@@ -21,19 +23,19 @@ app = ClientApp(mods=[compression_mod])
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's rows and return it with metrics."""
     cell, materials, client = _prepare(context)
-    key, arrays = next(iter(message.content.array_records.items()))
-    config = message.content.config_records.get("config", ConfigRecord())
+    key, arrays = next(iter(array_records(message.content).items()))
+    config = message.content.get("config")
+    config = config if isinstance(config, ConfigRecord) else ConfigRecord()
     model = _model(cell.model, cell.data.name, materials)
     load_record(model, arrays)
     server_round = int(_number(config, "server-round", 0))
-    settings = cell.training.model_dump()
-    settings["proximal_mu"] = _number(config, "proximal-mu", cell.training.proximal_mu)
+    proximal_mu = _number(config, "proximal-mu", cell.training.proximal_mu)
     start = time.perf_counter()
     result = train_locally(
         model,
         materials.data,
         materials.rows(client),
-        TrainingOptions(**settings),
+        _options(cell.training, proximal_mu),
         rng_for(cell.seed, round=server_round, client=client, purpose="training"),
         cell.device,
     )
@@ -55,7 +57,7 @@ def train(message: Message, context: Context) -> Message:
 def test(message: Message, context: Context) -> Message:
     """Measure the global model on this client's own training rows."""
     cell, materials, client = _prepare(context)
-    arrays = next(iter(message.content.array_records.values()))
+    arrays = next(iter(array_records(message.content).values()))
     model = _model(cell.model, cell.data.name, materials)
     load_record(model, arrays)
     rows, data = materials.rows(client), materials.data
@@ -71,13 +73,20 @@ def test(message: Message, context: Context) -> Message:
 
 
 def _prepare(context: Context) -> tuple[Cell, Materials, int]:
-    cell = _cell(tuple(sorted(context.run_config.items())))
-    return cell, materials_of(cell), int(context.node_config["partition-id"])
+    cell, materials = _cell(tuple(context.run_config.items()))
+    torch.set_num_threads(1)  # a call before this one may have set more
+    return cell, materials, int(context.node_config["partition-id"])
+
+
+@lru_cache(maxsize=2)
+def _cell(run_config: tuple[tuple[str, Scalar], ...]) -> tuple[Cell, Materials]:
+    cell = Cell.from_run_config(without_folder(dict(run_config)))
+    return cell, materials_of(cell)
 
 
 @lru_cache(maxsize=4)
-def _cell(run_config: tuple[tuple[str, Scalar], ...]) -> Cell:
-    return Cell.from_run_config(without_folder(dict(run_config)))
+def _options(settings: TrainingSettings, proximal_mu: float) -> TrainingOptions:
+    return TrainingOptions(**{**settings.model_dump(), "proximal_mu": proximal_mu})
 
 
 def without_folder(run_config: dict[str, Scalar]) -> dict[str, Scalar]:

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import ArrayRecord
 from torch import nn
 
+from fedcompress.dense import dense_array, dense_values
+from fedcompress.flower_adapter import record_of
 from simulations.models import load_arrays, model_arrays
 
 
@@ -17,12 +19,12 @@ def model_record(model: nn.Module) -> ArrayRecord:
 
 def array_record(arrays: Mapping[str, np.ndarray[Any, Any]]) -> ArrayRecord:
     """Write named numpy arrays as dense arrays."""
-    return ArrayRecord({name: Array(values) for name, values in arrays.items()})
+    return record_of({name: dense_array(values) for name, values in arrays.items()})
 
 
 def record_arrays(record: ArrayRecord) -> dict[str, np.ndarray[Any, Any]]:
-    """Read dense arrays by name."""
-    return {name: array.numpy() for name, array in record.items()}
+    """Read dense arrays by name; they may be read-only."""
+    return {name: dense_values(array) for name, array in record.items()}
 
 
 def load_record(model: nn.Module, record: ArrayRecord) -> None:

@@ -116,7 +116,8 @@ def partition_data(
         xxhash.xxh3_128_hexdigest(repr(key).encode()),
         lambda: _divide(data, kind, clients, seed, alpha, shards_per_client, min_samples),
     )
-    return Partition(stored.arrays["offsets"], stored.arrays["indices"])
+    # As plain arrays: numpy takes three times as long for a slice of a memmap.
+    return Partition(np.asarray(stored.arrays["offsets"]), np.asarray(stored.arrays["indices"]))
 
 
 def _check(

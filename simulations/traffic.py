@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
-from simulations.engines.flower_internals import (
-    build_message,
-    copy_array,
-    no_object_id_recompute,
-    transport_bytes,
-)
+from fedcompress.partial import PartialSum, SummedReply, SummingGrid, SumPlan
+from simulations.engines.message_bytes import Meter, payload_bytes
 from simulations.grid_around import GridAround
 
 
@@ -57,6 +53,8 @@ class MeasuredGrid(GridAround):
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
         self._traffic: list[MessageTraffic] = []
+        self._is_armed = False
+        self._sums: list[PartialSum] = []
 
     def take(self) -> list[MessageTraffic]:
         """Return what was counted since the last call, in order."""
@@ -71,7 +69,7 @@ class MeasuredGrid(GridAround):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         replies = list(self.grid.pull_messages(message_ids))
-        self._count(replies, "uplink")
+        self._count_replies(replies)
         return replies
 
     def send_and_receive(
@@ -80,77 +78,43 @@ class MeasuredGrid(GridAround):
         messages = list(messages)
         self._count(messages, "downlink")
         replies = list(self.grid.send_and_receive(messages, timeout=timeout))
-        self._count(replies, "uplink")
+        self._count_replies(replies)
         return replies
 
-    def _count(self, messages: list[Message], direction: Literal["downlink", "uplink"]) -> None:
-        meter = _Meter()
+    def sum_updates(self, plan: SumPlan | None) -> bool:
+        """Arm the wrapped grid, if it can sum, to measure what it sums."""
+        self._sums = []
+        self._is_armed = isinstance(self.grid, SummingGrid) and self.grid.sum_updates(
+            None if plan is None else replace(plan, measures=True)
+        )
+        return self._is_armed
+
+    def take_sums(self) -> list[PartialSum]:
+        """Take the sums of the last round."""
+        taken, self._sums = self._sums, []
+        return taken
+
+    def _count_replies(self, replies: list[Message]) -> None:
+        if self._is_armed and isinstance(self.grid, SummingGrid):
+            self._sums += self.grid.take_sums()
+        rows = {row.reply_to: row for partial in self._sums for row in partial.rows}
+        self._count(replies, "uplink", rows)
+
+    def _count(
+        self,
+        messages: list[Message],
+        direction: Literal["downlink", "uplink"],
+        rows: Mapping[str, SummedReply] | None = None,
+    ) -> None:
+        """Count messages; ``rows`` says what replies weighed before their arrays were taken out."""
+        meter = Meter()
         for message in messages:
             metadata = message.metadata
+            row = None if rows is None else rows.get(metadata.reply_to_message_id)
+            if row is not None:
+                sizes = row.payload_bytes, row.message_bytes
+            else:
+                payload = payload_bytes(message.content) if message.has_content() else 0
+                sizes = payload, meter.bytes_of(message)
             node_id = metadata.dst_node_id if direction == "downlink" else metadata.src_node_id
-            payload_bytes = _payload_bytes(message.content) if message.has_content() else 0
-            self._traffic.append(
-                MessageTraffic(
-                    node_id,
-                    metadata.message_type,
-                    direction,
-                    payload_bytes,
-                    meter.bytes_of(message),
-                )
-            )
-
-
-class _Meter:
-    """Measures messages; what several of them share is measured once.
-
-    It measures copies, since Flower leaves caches in what it deflates.
-    """
-
-    def __init__(self) -> None:
-        self._arrays: dict[tuple[int, str, tuple[int, ...], str], tuple[Array, dict[str, int]]] = {}
-        self._contents: dict[int, tuple[RecordDict, dict[str, int]]] = {}
-
-    def bytes_of(self, message: Message) -> int:
-        with no_object_id_recompute():
-            sizes: dict[str, int] = {}
-            content = None
-            if message.has_content():
-                content, sizes = self._content(message.content)
-            error = message.error if message.has_error() else None
-            alone = build_message(message.metadata, content, error)
-            return len(alone.deflate()) + sum(sizes.values())
-
-    def _content(self, content: RecordDict) -> tuple[RecordDict, dict[str, int]]:
-        if id(content) not in self._contents:
-            sizes: dict[str, int] = {}
-            copied = RecordDict()
-            for key, record in content.items():
-                if isinstance(record, ArrayRecord):
-                    arrays = ArrayRecord()
-                    for name, array in record.items():
-                        arrays[name], array_sizes = self._array(array)
-                        sizes.update(array_sizes)
-                    sizes[arrays.object_id] = len(arrays.deflate())
-                    copied[key] = arrays
-                else:
-                    copied[key] = record
-                    sizes.update(transport_bytes(record))
-            sizes[copied.object_id] = len(copied.deflate())
-            self._contents[id(content)] = copied, sizes
-        return self._contents[id(content)]
-
-    def _array(self, array: Array) -> tuple[Array, dict[str, int]]:
-        key = (id(array.data), array.dtype, tuple(array.shape), array.stype)
-        if key not in self._arrays:
-            copied = copy_array(array)
-            self._arrays[key] = copied, transport_bytes(copied)
-        return self._arrays[key]
-
-
-def _payload_bytes(content: RecordDict) -> int:
-    return sum(
-        len(array.data)
-        for record in content.values()
-        if isinstance(record, ArrayRecord)
-        for array in record.values()
-    )
+            self._traffic.append(MessageTraffic(node_id, metadata.message_type, direction, *sizes))

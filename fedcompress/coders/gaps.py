@@ -7,6 +7,7 @@ uniform, are packed.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -81,6 +82,7 @@ def _low_bits(count: int, n: int) -> int:
     return max(0, (n // count).bit_length() - 1 - _MODELLED_BITS)
 
 
+@lru_cache(maxsize=256)
 def _geometric_weights(count: int, n: int, low_bits: int, alphabet: int) -> np.ndarray:
     """Weights of a gap's high part; in integers, so that both sides get the same."""
     ratio = _ONE * (n - count) // n
@@ -91,4 +93,10 @@ def _geometric_weights(count: int, n: int, low_bits: int, alphabet: int) -> np.n
     for i in range(alphabet):
         weights[i] = max(1, weight >> 8)
         weight = weight * ratio // _ONE
+    return frozen(weights)
+
+
+def frozen(weights: np.ndarray) -> np.ndarray:
+    """Make weights that are kept for the next call read-only."""
+    weights.flags.writeable = False
     return weights

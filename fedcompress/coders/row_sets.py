@@ -7,10 +7,11 @@ entries each row keeps is coded by a negative binomial, their columns by a Póly
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from fedcompress.coders.gaps import random_bits
+from fedcompress.coders.gaps import frozen, random_bits
 from fedcompress.coders.symbols import (
     ans_decode,
     ans_encode,
@@ -149,6 +150,7 @@ def _decode_counts(data: memoryview, total: int, rows: int, columns: int) -> np.
     return counts
 
 
+@lru_cache(maxsize=256)
 def _negative_binomial(total: int, rows: int, spread: int, alphabet: int) -> np.ndarray:
     """Weights of the counts of a row; in integers, so that both sides get the same."""
     first, step = _SHAPES[spread]
@@ -157,7 +159,7 @@ def _negative_binomial(total: int, rows: int, spread: int, alphabet: int) -> np.
         up, down = (i * step + first) * total, (i + 1) * (total * step + first * rows)
         weights.append(weights[-1] * up // down)
     shift = max(0, max(weights).bit_length() - 30)
-    return np.array([max(1, weight >> shift) for weight in weights], np.int64)
+    return frozen(np.array([max(1, weight >> shift) for weight in weights], np.int64))
 
 
 def _fits(columns: int, first: int, count: int, step: int) -> bool:

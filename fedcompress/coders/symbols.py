@@ -5,6 +5,8 @@ octaves; that costs less than 0.002 bit a symbol in rate. Values far out, which 
 table long, are escaped. The entropy coder is constriction's (Bamler, 2022).
 """
 
+from functools import lru_cache
+
 import constriction
 import numpy as np
 
@@ -155,7 +157,7 @@ def ans_encode(symbols: np.ndarray, weights: np.ndarray) -> bytes:
 
     ``weights`` are integers proportional to the probabilities; the decoder needs the same.
     """
-    model, present = _model(weights)
+    model, present = _model(weights.tobytes())
     dense = np.zeros(weights.size, np.int32)
     dense[present] = np.arange(present.size, dtype=np.int32)
     coder = constriction.stream.stack.AnsCoder()
@@ -167,7 +169,7 @@ def ans_decode(data: memoryview, weights: np.ndarray, count: int) -> np.ndarray:
     """Read ``count`` symbols (int64) that `ans_encode` coded under the same weights."""
     if len(data) % 4:
         raise PayloadError("payload: entropy-coded words are cut short; the bytes are damaged")
-    model, present = _model(weights)
+    model, present = _model(weights.tobytes())
     words = np.frombuffer(data, "<u4").astype(np.uint32)
     try:
         coder = constriction.stream.stack.AnsCoder(words)
@@ -179,7 +181,9 @@ def ans_decode(data: memoryview, weights: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(present[symbols])
 
 
-def _model(weights: np.ndarray) -> tuple[object, np.ndarray]:
+@lru_cache(maxsize=64)
+def _model(data: bytes) -> tuple[object, np.ndarray]:
+    weights = np.frombuffer(data, np.int64)
     present = np.flatnonzero(weights)
     if present.size < 2:  # an encoder sends such a stream as a constant
         raise PayloadError("payload: a model of fewer than two symbols; the bytes are damaged")

@@ -28,12 +28,13 @@ class Split:
 
 def split_of(values: np.ndarray) -> Split | None:
     """Choose a split for integers (flat, below 2**31), or None where none is worth it."""
-    sample = values[:: max(1, values.size // _SAMPLED)]
-    middle = int(np.median(sample))
-    spread = float(np.abs(sample - np.float64(middle)).mean())
+    from fedcompress.kernels.middle import middle_of, spread_about
+
+    sample = np.sort(values[:: max(1, values.size // _SAMPLED)])
+    middle = middle_of(sample)
+    spread = spread_about(sample, middle)
     if abs(middle) <= _OFF * spread:
-        middle = 0
-        spread = float(np.abs(sample.astype(np.float64)).mean())
+        middle, spread = 0, spread_about(sample, 0)
     shift = 0
     while spread / 2**shift > _SPREAD:
         shift += 1

@@ -13,10 +13,14 @@ from fedcompress.noise import draw_seed
 from fedcompress.stage import Numbers, Stage
 from fedcompress.stages.rounding import few_digits, round_to_multiples, spread_of
 from fedcompress.stages.scale import read_scale, times_scale
-from fedcompress.streams import Forms, Layout, Scale, ScaleForm, Streams
+from fedcompress.streams import Forms, IndexSet, Layout, Scale, ScaleForm, Streams
 
 # A symbol beyond these carries nothing that the working dtype does not round away.
 _MOST_SYMBOLS = {torch.float32: float(1 << 24), torch.float64: float(1 << 30)}
+_WORKING: dict[torch.dtype, type[np.float32 | np.float64]] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+}
 _MOST_ROUNDED = float((1 << 31) - 1)
 
 
@@ -73,6 +77,22 @@ class Quantize(Stage):
         seed = None if self.rounding == "nearest" else draw_seed(rng)
         return round_to_multiples(x, step, seed, min(most, _MOST_ROUNDED)), side
 
+    def encode_largest(
+        self, x: Tensor, k: int, rng: np.random.Generator
+    ) -> tuple[Tensor, list[Streams]] | None:
+        """Select the k largest magnitudes and quantize them; None where there is no kernel."""
+        if x.device.type != "cpu" or x.dtype != torch.float32 or self.bits is None:
+            return None
+        from fedcompress.kernels.kept_levels import keep
+
+        is_stochastic = self.rounding == "stochastic"
+        seed = np.uint64(draw_seed(rng) if is_stochastic else 0)
+        kept, symbols = np.empty(k, np.int64), np.empty(k, np.int16)
+        flat = x.contiguous().reshape(-1).numpy()
+        scale = np.array([keep(flat, self.bits, is_stochastic, seed, kept, symbols)], np.float32)
+        positions = IndexSet(torch.from_numpy(kept), flat.size, tuple(x.shape))
+        return torch.from_numpy(symbols), [(positions,), (Scale(torch.from_numpy(scale)),)]
+
     def decode(self, x: Tensor, side: Streams, like: Layout) -> Tensor:
         """Multiply the symbols by the step."""
         return times_scale(x, read_scale(side), like)
@@ -89,4 +109,4 @@ class Quantize(Stage):
         else:
             step = few_digits((self.step or 0.0) * deviation) or largest
         step = max(step, largest / _MOST_SYMBOLS[dtype], torch.finfo(dtype).tiny)
-        return float(torch.tensor(min(step, torch.finfo(dtype).max), dtype=dtype))
+        return float(_WORKING[dtype](min(step, torch.finfo(dtype).max)))

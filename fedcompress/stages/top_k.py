@@ -1,5 +1,6 @@
 """Top-k sparsification."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -7,7 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from fedcompress.checks import check_fraction, check_integer
+from fedcompress.stage import Stage
+from fedcompress.stages.quantize import Quantize
 from fedcompress.stages.selection import Selection, count_of, largest, largest_of_blocks
+from fedcompress.streams import Streams
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,6 +44,14 @@ class TopK(Selection):
     def unbiased(self) -> bool:
         """Only when nothing is dropped."""
         return self.fraction == 1
+
+    def encode_through(
+        self, following: Sequence[Stage], x: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, list[Streams]] | None:
+        """Select and quantize in one call, where that follows."""
+        if self.block is None and len(following) == 1 and isinstance(following[0], Quantize):
+            return following[0].encode_largest(x, count_of(self.fraction, x.numel()), rng)
+        return None
 
     def select(self, x: Tensor, rng: np.random.Generator) -> Tensor:
         """Choose the positions of the largest magnitudes."""

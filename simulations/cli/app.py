@@ -82,7 +82,7 @@ def run(
         Engine | None, typer.Option(help="Where clients run.", show_default="as the study says")
     ] = None,
     workers: Annotated[
-        str | None, typer.Option(metavar="N", help="Ray workers: a number, or auto.")
+        str | None, typer.Option(metavar="N", help="Worker processes: a number, or auto.")
     ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Head of a running Ray cluster.")
@@ -143,7 +143,7 @@ def simulate(
     ] = None,
     engine: Annotated[Engine, typer.Option(help="Where clients run.")] = Engine.ray,
     workers: Annotated[
-        str, typer.Option(metavar="N", help="Ray workers: a number, or auto.")
+        str, typer.Option(metavar="N", help="Worker processes: a number, or auto.")
     ] = "auto",
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Head of a running Ray cluster.")

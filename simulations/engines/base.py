@@ -13,6 +13,7 @@ from flwr.app import Message, RecordDict, UserConfig
 from flwr.serverapp import Grid
 
 from fedcompress.errors import ConfigError
+from fedcompress.partial import PartialSum, SumPlan
 from simulations.engines.client_call import Setting
 from simulations.engines.flower_internals import (
     Run,
@@ -53,6 +54,8 @@ class SimulatedGrid(Grid, ABC):
         self._waiting: dict[str, Message] = {}
         self._changed: set[int] = set()
         self._failures_logged = 0
+        self._plan: SumPlan | None = None
+        self._sums: list[PartialSum] = []
         self.compute_seconds: dict[int, float] = {}
         self.unanswered: list[int] = []
         self.spans: list[ClientSpan] = []
@@ -181,6 +184,21 @@ class SimulatedGrid(Grid, ABC):
         return [replies[position] for position in sorted(replies)]
 
     # ------------------------------------------------------------------ beyond Flower's interface
+    def sum_updates(self, plan: SumPlan | None) -> bool:
+        """Arm for the next round's messages: their updates are summed where they arise."""
+        self._plan, self._sums = plan, []
+        return plan is not None
+
+    def take_sums(self) -> list[PartialSum]:
+        """Take the sums of the last round; replies in them may lack their arrays."""
+        taken, self._sums = self._sums, []
+        return taken
+
+    def _plan_for(self, messages: Sequence[Message]) -> SumPlan | None:
+        """Take the plan, if it was made for these messages."""
+        plan, self._plan = self._plan, None
+        return plan if plan is not None and plan.covers(messages) else None
+
     def reset(
         self, *, num_clients: int | None = None, run_config: UserConfig | None = None
     ) -> None:
@@ -194,10 +212,17 @@ class SimulatedGrid(Grid, ABC):
         self._sent = 0
         self._waiting.clear()
         self._changed.clear()
+        self.sum_updates(None)
         self.compute_seconds.clear()
         self.unanswered = []
         self.spans = []
         self._clear_states()
+
+    def expect_sizes(self, sizes: Callable[[int], float] | None) -> None:
+        """Say how large each client is, for instance its number of samples, by node id.
+
+        It changes no result; engines with several workers balance them by it. `reset` forgets it.
+        """
 
     def client_states(self) -> dict[int, bytes]:
         """Return the states that changed since the last call, serialised, by node id."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
 
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Error,
@@ -25,7 +23,11 @@ from flwr.common.config import (
     get_project_config,
     parse_config_args,
 )
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.constant import (
+    FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE,
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+)
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.constant import DEFAULT_SIMULATION_CONFIG
@@ -38,12 +40,16 @@ from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-T = TypeVar("T")
+from fedcompress.dense import share_array as copy_array
+from fedcompress.dense import share_record
+
+R = TypeVar("R", RecordDict, ArrayRecord, MetricRecord, ConfigRecord)
 
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 CLIENT_CRASHED: int = ErrorCode.CLIENT_APP_CRASHED
 REPLY_REFUSED: int = ErrorCode.MOD_FAILED_PRECONDITION
 SERVER_NODE_ID: int = SUPERLINK_NODE_ID
+MAX_CHUNK_BYTES: int = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 
 DEFAULT_CLIENTS: int = DEFAULT_SIMULATION_CONFIG.num_supernodes or 2
 
@@ -51,6 +57,7 @@ __all__ = [
     "CLIENT_CRASHED",
     "CLIENT_RAISED",
     "DEFAULT_CLIENTS",
+    "MAX_CHUNK_BYTES",
     "REPLY_REFUSED",
     "SERVER_NODE_ID",
     "InflatableObject",
@@ -58,8 +65,10 @@ __all__ = [
     "app_settings",
     "assume_server_identity",
     "build_message",
+    "copy_array",
     "copy_records",
     "empty_run",
+    "filled",
     "load_component",
     "merge_run_config",
     "no_object_id_recompute",
@@ -96,29 +105,25 @@ def set_message_id(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
+def filled(record: R, items: Mapping[str, object]) -> R:
+    """Fill an empty record with what came out of one, which Flower has checked already."""
+    vars(record)["_data"].update(items)
+    return record
+
+
 def copy_records(records: RecordDict) -> RecordDict:
     """Copy records and Array objects; the bytes, which nobody can change, are shared."""
     copied = RecordDict()
+    held = vars(copied)["_data"]  # what comes from a RecordDict need not be checked again
     for key, record in records.items():
         if isinstance(record, ArrayRecord):
-            arrays = ArrayRecord()
-            for name, array in record.items():
-                arrays[name] = copy_array(array)
-            copied[key] = arrays
-        elif isinstance(record, MetricRecord):
-            copied[key] = MetricRecord(_copy_lists(record))
+            held[key] = share_record(record)
         else:
-            copied[key] = ConfigRecord(_copy_lists(record))
+            held[key] = alike = record.copy()
+            for name, value in record.items():
+                if isinstance(value, list):
+                    vars(alike)["_data"][name] = value.copy()
     return copied
-
-
-def _copy_lists(record: Mapping[str, T]) -> dict[str, T]:
-    return {name: copy(value) for name, value in record.items()}
-
-
-def copy_array(array: Array) -> Array:
-    """Copy one Array without what Flower cached in it; the bytes are shared."""
-    return Array(array.dtype, tuple(array.shape), array.stype, bytes(array.data))
 
 
 def records_to_bytes(records: RecordDict) -> bytes:

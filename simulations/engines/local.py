@@ -12,6 +12,7 @@ from simulations.engines.base import SimulatedGrid
 from simulations.engines.client_call import AppFactory, ClientCall, call_client, load_app
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
 from simulations.engines.spans import ClientSpan
+from simulations.engines.summing import RangeSums
 
 
 class LocalGrid(SimulatedGrid):
@@ -37,6 +38,8 @@ class LocalGrid(SimulatedGrid):
     def _execute(
         self, messages: Sequence[Message], deadline: float | None
     ) -> Iterator[tuple[int, Message]]:
+        plan = self._plan_for(messages)
+        sums = None if plan is None else RangeSums(plan)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a Ray worker: sums on two threads round differently
         try:
@@ -56,10 +59,14 @@ class LocalGrid(SimulatedGrid):
                 if result.state is not None:
                     self._states[node_id] = result.state
                     self._changed.add(node_id)
+                if sums is not None:
+                    sums.add(position, result.reply)  # the reply itself stays whole
                 seconds = time.monotonic() - began
                 self.spans.append(ClientSpan(node_id, 0, began, seconds, result.compute_seconds))
                 yield position, result.reply
         finally:
+            if sums is not None:
+                self._sums.append(sums.take())
             torch.set_num_threads(threads)
 
     def _read_state(self, node_id: int) -> bytes:

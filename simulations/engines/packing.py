@@ -1,84 +1,214 @@
-"""Records as Ray carries them: array bytes as buffers that the object store maps without a copy."""
+"""Messages as they travel between driver and workers: JSON, and array bytes as parts of a frame."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Metadata, MetricRecord, RecordDict
 
-Buffer = np.ndarray[Any, np.dtype[np.uint8]]
-# dtype, shape, stype, and the bytes or their place among the round's shared buffers
-PackedArray = tuple[str, tuple[int, ...], str, Buffer | int]
-PackedRecord = tuple[str, str, dict[str, Any]]  # key, kind, items
-PackedRecords = list[PackedRecord]
+from fedcompress.dense import plain_array
+from simulations.engines.channel import Part
+from simulations.engines.flower_internals import filled
+
+Json = Any  # what `json` writes and reads
+Record = ArrayRecord | MetricRecord | ConfigRecord
 
 # Below this the bytes travel with the message: a look-up costs more than it saves.
 MIN_SHARED_BYTES = 1024
 
+_ARRAYS, _METRICS, _CONFIG = 0, 1, 2
 
-class SharedBuffers:
-    """Array bytes that more than one of a round's messages hold, each stored once."""
+
+class SharedContents:
+    """What more than one of a round's messages hold: each content, record and array once.
+
+    Attributes
+    ----------
+    contents, records, arrays : dict of int to int
+        Place of each shared content, record and array's bytes by the object's id.
+    buffers : list of bytes
+        The shared arrays' bytes by their place.
+    """
 
     def __init__(self, contents: Iterable[RecordDict]) -> None:
-        uses: Counter[int] = Counter()
-        data: dict[int, bytes] = {}
+        times = Counter[int]()
+        distinct: dict[int, RecordDict] = {}
         for content in contents:
-            for array in _arrays(content):
-                uses[id(array.data)] += 1
-                data[id(array.data)] = array.data
+            times[id(content)] += 1
+            distinct[id(content)] = content
+        record_times, array_times = Counter[int](), Counter[int]()
+        records: dict[int, Record] = {}
+        arrays: dict[int, bytes] = {}
+        for key, content in distinct.items():
+            for record in content.values():
+                record_times[id(record)] += times[key]
+                records[id(record)] = record
+                for array in record.values() if isinstance(record, ArrayRecord) else ():
+                    array_times[id(array.data)] += times[key]
+                    arrays[id(array.data)] = array.data
         shared = [
-            key for key, count in uses.items() if count > 1 and len(data[key]) >= MIN_SHARED_BYTES
+            key
+            for key, data in arrays.items()
+            if array_times[key] > 1 and len(data) >= MIN_SHARED_BYTES
         ]
-        self.places = {key: place for place, key in enumerate(shared)}
-        self.buffers = [np.frombuffer(data[key], np.uint8) for key in shared]
+        self.arrays = {key: place for place, key in enumerate(shared)}
+        self.buffers = [arrays[key] for key in shared]
+        self._records = [record for key, record in records.items() if record_times[key] > 1]
+        self.records = {id(record): place for place, record in enumerate(self._records)}
+        self._contents = [content for key, content in distinct.items() if times[key] > 1]
+        self.contents = {id(content): place for place, content in enumerate(self._contents)}
+
+    def pack(self, packer: Packer) -> Json:
+        """Pack the shared records and contents; the arrays' bytes travel by themselves."""
+        return [
+            [packer.record(record) for record in self._records],
+            [packer.records(content) for content in self._contents],
+        ]
 
 
-def _arrays(records: RecordDict) -> Iterable[Array]:
-    for record in records.values():
+class Packer:
+    """Collects one frame: values as JSON, bytes as parts.
+
+    Parameters
+    ----------
+    shared : SharedContents, optional
+        What the receiver has of this round beforehand, to which contents may refer.
+    """
+
+    def __init__(self, shared: SharedContents | None = None) -> None:
+        self._shared = shared if shared is not None else SharedContents(())
+        self._parts: list[Part] = []
+
+    def part(self, data: Part) -> int:
+        """Add bytes as a part and return its number, counted from 1: part 0 is the JSON."""
+        self._parts.append(data)
+        return len(self._parts)
+
+    def content(self, records: RecordDict) -> Json:
+        """Pack a message's content; no array byte is copied."""
+        place = self._shared.contents.get(id(records))
+        return self.records(records) if place is None else place
+
+    def records(self, records: RecordDict) -> Json:
+        """Pack the records of a content."""
+        places = self._shared.records
+        return [
+            [key, self.record(record) if (place := places.get(id(record))) is None else place]
+            for key, record in records.items()
+        ]
+
+    def record(self, record: Record) -> Json:
+        """Pack one record."""
         if isinstance(record, ArrayRecord):
-            yield from record.values()
+            return [_ARRAYS, [(name, *self._array(array)) for name, array in record.items()]]
+        kind = _METRICS if isinstance(record, MetricRecord) else _CONFIG
+        return [kind, list(record.keys()), list(record.values())]
+
+    def _array(self, array: Array) -> Json:
+        data = array.data
+        place = self._shared.arrays.get(id(data))
+        # Places of shared bytes count downwards from -1, parts upwards from 1.
+        return array.dtype, array.shape, array.stype, self.part(data) if place is None else ~place
+
+    def finish(self, value: Json) -> list[Part]:
+        """Return the frame's parts: `value`, and what was added on the way."""
+        packed = json.dumps(value, default=self._bytes, separators=(",", ":"))
+        return [packed.encode(), *self._parts]
+
+    def _bytes(self, value: object) -> Json:
+        # Nothing else is packed as a dict, so none can be mistaken for bytes.
+        if not isinstance(value, bytes):
+            raise TypeError(f"a record holds a {type(value).__name__}, which no Flower record can")
+        return {"part": self.part(value)}
 
 
-def pack_records(records: RecordDict, shared: SharedBuffers | None = None) -> PackedRecords:
-    """Take records apart into plain values; no array byte is copied."""
-    places = shared.places if shared is not None else {}
-    packed: PackedRecords = []
-    for key, record in records.items():
-        if isinstance(record, ArrayRecord):
-            arrays: dict[str, PackedArray] = {}
-            for name, array in record.items():
-                place = places.get(id(array.data))
-                data = np.frombuffer(array.data, np.uint8) if place is None else place
-                arrays[name] = (array.dtype, tuple(array.shape), array.stype, data)
-            packed.append((key, "arrays", arrays))
-        elif isinstance(record, MetricRecord):
-            packed.append((key, "metrics", dict(record)))
-        else:
-            packed.append((key, "config", dict(record)))
-    return packed
+class Unpacker:
+    """Reads one frame of a `Packer`.
+
+    Parameters
+    ----------
+    parts : sequence of memoryview
+        The frame's parts.
+
+    Attributes
+    ----------
+    value
+        What was given to `Packer.finish`.
+    """
+
+    def __init__(self, parts: Sequence[memoryview]) -> None:
+        self._parts = parts
+        self._arrays: Sequence[bytes] = ()
+        self._records: list[Record] = []
+        self._contents: list[RecordDict] = []
+        self.value: Json = self.json(parts[0])
+
+    def json(self, packed: memoryview) -> Json:
+        """Read a part that is JSON."""
+        return json.loads(bytes(packed), object_hook=lambda held: bytes(self._parts[held["part"]]))
+
+    def part(self, number: int) -> memoryview:
+        """Return a part by its number."""
+        return self._parts[number]
+
+    def take_shared(self, packed: Json, arrays: Sequence[bytes]) -> None:
+        """Unpack what `SharedContents.pack` gave; later contents may refer to it."""
+        records, contents = packed
+        self._arrays = arrays
+        self._records = [self.record(record) for record in records]
+        self._contents = [self.content(content) for content in contents]
+
+    def shared_with(self, other: Unpacker) -> Unpacker:
+        """Refer to what another frame brought."""
+        self._arrays = other._arrays
+        self._records = other._records
+        self._contents = other._contents
+        return self
+
+    def content(self, packed: Json) -> RecordDict:
+        """Unpack a message's content; what is shared is the same object each time."""
+        if isinstance(packed, int):
+            return self._contents[packed]
+        records = {
+            key: self._records[record] if isinstance(record, int) else self.record(record)
+            for key, record in packed
+        }
+        return filled(RecordDict(), records)
+
+    def record(self, packed: Json) -> Record:
+        """Unpack one record."""
+        if packed[0] == _ARRAYS:
+            arrays = {}
+            for name, dtype, shape, stype, data in packed[1]:
+                content = bytes(self._parts[data]) if data > 0 else self._arrays[~data]
+                arrays[name] = plain_array(dtype, tuple(shape), stype, content)
+            return filled(ArrayRecord(), arrays)
+        items = dict(zip(packed[1], packed[2], strict=True))
+        if packed[0] == _METRICS:
+            return filled(MetricRecord(), items)
+        return filled(ConfigRecord(), items)
 
 
-def unpack_records(
-    packed: Sequence[PackedRecord], shared: Callable[[int], bytes] | None = None
-) -> RecordDict:
-    """Undo `pack_records`; `shared` gives the bytes of a shared buffer by its place."""
-    records = RecordDict()
-    for key, kind, items in packed:
-        if kind == "arrays":
-            arrays = ArrayRecord()
-            for name, (dtype, shape, stype, data) in items.items():
-                if isinstance(data, int):
-                    assert shared is not None
-                    content = shared(data)
-                else:
-                    content = data.tobytes()
-                arrays[name] = Array(dtype, shape, stype, content)
-            records[key] = arrays
-        elif kind == "metrics":
-            records[key] = MetricRecord(items)
-        else:
-            records[key] = ConfigRecord(items)
-    return records
+def pack_metadata(metadata: Metadata) -> Json:
+    """List what a message's metadata say."""
+    return [
+        metadata.run_id,
+        metadata.message_id,
+        metadata.src_node_id,
+        metadata.dst_node_id,
+        metadata.reply_to_message_id,
+        metadata.group_id,
+        metadata.created_at,
+        metadata.ttl,
+        metadata.message_type,
+        metadata.src_task_id,
+        metadata.dst_task_id,
+    ]
+
+
+def unpack_metadata(packed: Json) -> Metadata:
+    """Undo `pack_metadata`."""
+    return Metadata(*packed)

@@ -1,63 +1,45 @@
-"""The main engine: resident Ray workers on one machine or a cluster."""
+"""The main engine: resident workers, forked on this machine or placed by Ray on a cluster."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
-import numpy as np
-from flwr.app import Error, Message, UserConfig
+from flwr.app import Message, UserConfig
 
+from fedcompress.aggregation import block_size
 from fedcompress.errors import ConfigError
 from simulations.engines.base import SimulatedGrid
 from simulations.engines.client_call import AppFactory
-from simulations.engines.flower_internals import CLIENT_CRASHED, build_message, set_message_id
-from simulations.engines.packing import Buffer, SharedBuffers, pack_records, unpack_records
-from simulations.engines.ray_session import live_nodes, open_session, workers_that_fit
-from simulations.engines.schedule import ClientQueue, expected_costs
+from simulations.engines.pool import WorkerPool
+from simulations.engines.round import Answer, Round
+from simulations.engines.schedule import (
+    FIRST_SHARE,
+    FIRST_SHARE_UNKNOWN,
+    CostModel,
+    RangeQueue,
+)
+from simulations.engines.shared_model import SharedModel
+from simulations.engines.spans import ClientSpan
 from simulations.engines.state_files import StateFiles
-
-if TYPE_CHECKING:
-    import ray
-
-    from simulations.engines.ray_worker import Answer
-
-logger = logging.getLogger(__name__)
-
-START_SECONDS = 180.0
-MAX_CRASHES = 3  # of workers, under one client's call
-QUEUED_CLIENTS = 1  # a worker with no more than these left gets its next chunk
-
-
-@dataclass
-class _Chunk:
-    """A call of a worker: its stream of results and the clients that are still to answer."""
-
-    stream: Any
-    positions: deque[int]
-
-
-@dataclass
-class _Worker:
-    actor: Any
-    node: str | None = None  # unknown until the process has said where it runs
-    chunks: deque[_Chunk] = field(default_factory=deque)
-
-    def clients(self) -> list[int]:
-        return [position for chunk in self.chunks for position in chunk.positions]
+from simulations.engines.summing import RoundSums
 
 
 class RayGrid(SimulatedGrid):
-    """Run clients on resident Ray workers.
+    """Run clients on resident workers: on this machine's CPUs, or on what Ray offers.
 
-    Each worker is one process with one thread that builds the app once. Clients are sent in
-    chunks, replies stream back as they finish. Client states lie in files on the driver's machine
-    (in memory while there is room) and survive every worker and every other node; a worker that
-    dies is replaced and its unanswered clients run again from the state they had.
+    Each worker is one process with one thread that builds the app once. Clients are sent in ranges
+    of neighbours that are balanced by what they are expected to cost, replies come back as they
+    finish. Client states lie in files on the driver's machine (in memory while there is room) and
+    survive every worker and every other node; a worker that dies is replaced and its unanswered
+    clients run again from the state they had.
+
+    Without an address, a share of a GPU or a Ray session in this process, Ray is not started: the
+    workers are forked from a process that has imported torch, Flower and the app's module. With
+    one of these, Ray places the workers, holds their CPUs and GPUs and tells of lost nodes. In
+    either case messages go over a connection between driver and worker, not through Ray.
 
     Parameters
     ----------
@@ -69,12 +51,18 @@ class RayGrid(SimulatedGrid):
     run_config : mapping
         What each client finds in `Context.run_config`.
     workers : int or "auto"
-        Worker processes; "auto" takes as many as the session's nodes hold.
+        Worker processes; "auto" takes as many as this machine or the session's nodes hold.
     address : str, optional
-        ``"host:port"`` of a running cluster or "auto" for this machine's; without it the session
-        of this process is used, else one is started and shut down by `close`.
+        ``"host:port"`` of a running Ray cluster or "auto" for this machine's.
     cpus_per_worker, gpus_per_worker : float
-        What Ray reserves for each worker; fractions share a device.
+        What Ray reserves for each worker; fractions share a device. Without Ray the number of CPUs
+        only says how many workers "auto" means.
+    use_ray : bool or "auto"
+        Whether Ray places the workers; "auto" is as said above. Where Ray is used and neither runs
+        in this process nor at an address, it is started, and shut down by `close`.
+    client_timeout : float, optional
+        Seconds that a client's call may take; one that takes longer is ended and answers with an
+        error that names it.
 
     Raises
     ------
@@ -92,6 +80,8 @@ class RayGrid(SimulatedGrid):
         address: str | None = None,
         cpus_per_worker: float = 1.0,
         gpus_per_worker: float = 0.0,
+        use_ray: bool | Literal["auto"] = "auto",
+        client_timeout: float | None = None,
     ) -> None:
         super().__init__(num_clients, run_config or {})
         if workers != "auto" and workers < 1:
@@ -101,15 +91,30 @@ class RayGrid(SimulatedGrid):
                 f"cpus_per_worker: must be positive, got {cpus_per_worker} "
                 f"(with gpus_per_worker {gpus_per_worker})"
             )
-        self._client_app = client_app
+        if client_timeout is not None and client_timeout <= 0:
+            raise ConfigError(f"client_timeout: must be positive seconds, got {client_timeout}")
+        needs_ray = address is not None or gpus_per_worker > 0
+        if use_ray is False and needs_ray:
+            raise ConfigError(
+                "use_ray: an address or a share of a GPU needs Ray; leave out use_ray=False"
+            )
+        self._client_timeout = client_timeout
+        self._costs = CostModel()
         self._states = StateFiles()
-        self._workers: list[_Worker] = []
-        self._resources = (cpus_per_worker, gpus_per_worker)
-        self._rounds = 0
-        needed_cpus = 0.0 if workers == "auto" else workers * cpus_per_worker
-        self._owns_session = open_session(address, needed_cpus)
+        self._model = SharedModel()
+        self._pool: WorkerPool | None = None
         try:
-            self._start_workers(workers)
+            if needs_ray or (_ray_runs_here() if use_ray == "auto" else use_ray):
+                from simulations.engines.pool_ray import RayPool
+
+                pool = RayPool(client_app, address, cpus_per_worker, gpus_per_worker, workers)
+                self._pool, count = pool, pool.wanted
+            else:
+                from simulations.engines.pool_fork import ForkPool
+
+                self._pool = ForkPool(client_app)
+                count = _workers_here(cpus_per_worker) if workers == "auto" else workers
+            self._pool.start(count)
         except BaseException:
             self.close()
             raise
@@ -117,179 +122,58 @@ class RayGrid(SimulatedGrid):
     @property
     def num_workers(self) -> int:
         """How many worker processes there are."""
-        return len(self._workers)
+        return 0 if self._pool is None else self._pool.count
 
-    # ------------------------------------------------------------------ workers
-    def _start_workers(self, workers: int | Literal["auto"]) -> None:
-        import ray
-
-        from simulations.engines.ray_worker import ClientWorker
-
-        cpus_per_worker, gpus_per_worker = self._resources
-        fit = workers_that_fit(cpus_per_worker, gpus_per_worker)
-        wanted = fit if workers == "auto" else workers
-        if wanted > fit or not wanted:
-            raise ConfigError(
-                f"workers: {workers} workers of {cpus_per_worker:g} CPUs and {gpus_per_worker:g} "
-                f"GPUs each do not fit, {fit} do; ask for fewer, or lower cpus_per_worker"
-            )
-        self._here = str(ray.get_runtime_context().get_node_id())
-        self._actor_class: Any = ray.remote(
-            num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, scheduling_strategy="SPREAD"
-        )(ClientWorker)
-        actors = [self._actor_class.remote(self._client_app) for _ in range(wanted)]
-        self._workers = [_Worker(actor) for actor in actors]
-        ready = [actor.node.remote() for actor in actors]
-        try:
-            for worker, node in zip(
-                self._workers, ray.get(ready, timeout=START_SECONDS), strict=True
-            ):
-                worker.node = node
-        except ray.exceptions.GetTimeoutError as error:
-            started = len(ray.wait(ready, num_returns=len(ready), timeout=0)[0])
-            raise ConfigError(
-                f"workers: {started} of {wanted} workers started within {START_SECONDS:g} s; "
-                "is the cluster busy with other work?"
-            ) from error
-        except ray.exceptions.RayActorError as error:
-            raise ConfigError(f"client_app: no worker could start: {_last_line(error)}") from error
-
-    def _replace(self, worker: _Worker) -> None:
-        """Put a new process in a worker's place, or none where a lost node took its room."""
-        import ray
-
-        ray.kill(worker.actor)
-        worker.chunks.clear()
-        if workers_that_fit(*self._resources) < len(self._workers) > 1:
-            self._workers.remove(worker)
-        else:
-            worker.actor = self._actor_class.remote(self._client_app)
-            worker.node = self._here if live_nodes() == 1 else None
+    def expect_sizes(self, sizes: Callable[[int], float] | None) -> None:
+        """Say how large each client is; without sizes it is expected to take as long as before."""
+        self._costs.clear(sizes)
 
     # ------------------------------------------------------------------ a round
     def _execute(
         self, messages: Sequence[Message], deadline: float | None
     ) -> Iterator[tuple[int, Message]]:
-        import ray
-
-        self._rounds += 1
-        shared = SharedBuffers(message.content for message in messages)
-        buffers = ray.put(shared.buffers)
+        if self._pool is None:
+            raise ConfigError("RayGrid: it is closed; make a new one")
         node_ids = [message.metadata.dst_node_id for message in messages]
-        queue = ClientQueue(expected_costs(node_ids, self.compute_seconds), len(self._workers))
-        crashes: dict[int, int] = {}
-        try:
-            self._feed(queue, messages, shared, buffers)
-            while busy := [worker for worker in self._workers if worker.chunks]:
-                left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-                streams = [worker.chunks[0].stream for worker in busy]
-                ready, _ = ray.wait(streams, timeout=left, fetch_local=False)
-                if not ready:
-                    return  # too late for the rest
-                worker = next(w for w in busy if w.chunks[0].stream is ready[0])
-                try:
-                    answers = self._receive(worker)
-                except ray.exceptions.RayActorError as error:
-                    yield from self._recover(worker, error, queue, messages, crashes)
-                else:
-                    for answer in answers:
-                        yield answer.position, self._accept(answer, messages)
-                self._feed(queue, messages, shared, buffers)
-        finally:
-            for worker in list(self._workers):
-                if worker.chunks:  # late, or the caller gave up: these calls must not go on
-                    self._replace(worker)
+        costs = self._costs.costs(node_ids, self.compute_seconds)
+        share = FIRST_SHARE if self._costs.knows else FIRST_SHARE_UNKNOWN
+        queue = RangeQueue(costs, block_size(len(messages)), sorted(self._pool.ready), share)
+        plan = self._plan_for(messages)
+        sums = None if plan is None else RoundSums(plan)
+        this_round = Round(
+            self._pool,
+            messages,
+            self._setting(),
+            self._states,
+            self._model,
+            queue,
+            costs,
+            self._client_timeout,
+            sums,
+        )
+        for answer in this_round.run(deadline):
+            self._accept(answer, node_ids[answer.position])
+            yield answer.position, answer.reply
+        if sums is not None:
+            self._sums = sums.finish()
 
-    def _feed(
-        self,
-        queue: ClientQueue,
-        messages: Sequence[Message],
-        shared: SharedBuffers,
-        buffers: ray.ObjectRef[list[Buffer]],
-    ) -> None:
-        """Give every worker that is about to run dry its next chunk."""
-        from simulations.engines.ray_worker import Task
-
-        hungry = [worker for worker in self._workers if len(worker.clients()) <= QUEUED_CLIENTS]
-        for worker in sorted(hungry, key=lambda worker: len(worker.chunks)):
-            positions = queue.take()
-            if not positions:
-                return
-            is_here = worker.node == self._here
-            tasks = []
-            for position in positions:
-                metadata = messages[position].metadata
-                node_id = metadata.dst_node_id
-                content = pack_records(messages[position].content, shared)
-                if is_here:
-                    state: str | Buffer | None = self._states.path(node_id)
-                    save_as: str | None = self._states.new_path(node_id)
-                else:
-                    state = np.frombuffer(self._states.read(node_id), np.uint8)
-                    save_as = None
-                tasks.append(Task(position, metadata, content, state, save_as))
-            stream = worker.actor.run.options(num_returns="streaming").remote(
-                self._rounds, self._setting(), buffers, tasks
-            )
-            worker.chunks.append(_Chunk(stream, deque(positions)))
-
-    def _receive(self, worker: _Worker) -> list[Answer]:
-        """Take the next answers of a worker; its death is what `ray.get` raises."""
-        import ray
-
-        chunk = worker.chunks[0]
-        answers: list[Answer] = ray.get(next(chunk.stream))
-        for answer in answers:
-            chunk.positions.remove(answer.position)
-        if not chunk.positions:
-            worker.chunks.popleft()
-        return answers
-
-    def _accept(self, answer: Answer, messages: Sequence[Message]) -> Message:
-        """Commit what a call changed, and rebuild its reply."""
-        node_id = messages[answer.position].metadata.dst_node_id
+    def _accept(self, answer: Answer, node_id: int) -> None:
+        """Commit what a call changed."""
+        if isinstance(answer.state, str):
+            self._states.commit(node_id, answer.state)
+        elif answer.state is not None:
+            self._states.write(node_id, answer.state)
         if answer.state is not None:
-            if isinstance(answer.state, str):
-                self._states.commit(node_id, answer.state)
-            else:
-                self._states.write(node_id, answer.state.tobytes())
             self._changed.add(node_id)
-        self.compute_seconds[node_id] = answer.compute_seconds
+        if answer.compute_seconds is not None:
+            self.compute_seconds[node_id] = answer.compute_seconds
+            self._costs.add(node_id, answer.seconds)
+            assert self._pool is not None
+            at_work = answer.began, answer.seconds, answer.compute_seconds
+            node = self._pool.node(answer.worker)
+            self.spans.append(ClientSpan(node_id, answer.worker, *at_work, node))
         if answer.failure is not None:
             self._log_failure(node_id, answer.failure)
-        content = None if answer.content is None else unpack_records(answer.content)
-        return build_message(answer.metadata, content, answer.error)
-
-    def _recover(
-        self,
-        worker: _Worker,
-        error: Exception,
-        queue: ClientQueue,
-        messages: Sequence[Message],
-        crashes: dict[int, int],
-    ) -> Iterator[tuple[int, Message]]:
-        """Replace a dead worker; its clients run again, but not the one that keeps killing it."""
-        if getattr(error, "actor_init_failed", False):
-            raise ConfigError(f"client_app: no worker could start: {_last_line(error)}") from error
-        lost = worker.clients()
-        suspect = lost[0]
-        request = messages[suspect]
-        crashes[suspect] = crashes.get(suspect, 0) + 1
-        logger.warning(
-            "a worker died at the client of node %d (%d of %d times); %d clients run again",
-            request.metadata.dst_node_id,
-            crashes[suspect],
-            MAX_CRASHES,
-            len(lost),
-        )
-        self._replace(worker)
-        if crashes[suspect] >= MAX_CRASHES:
-            lost.remove(suspect)
-            reason = f"the worker process died {MAX_CRASHES} times while this client ran"
-            reply = Message(Error(CLIENT_CRASHED, reason), reply_to=request)
-            set_message_id(reply, "f" + request.metadata.message_id[1:])
-            yield suspect, reply
-        queue.put_back(lost)
 
     # ------------------------------------------------------------------ states
     def _read_state(self, node_id: int) -> bytes:
@@ -300,22 +184,24 @@ class RayGrid(SimulatedGrid):
 
     def _clear_states(self) -> None:
         self._states.clear()
+        self._costs.clear()
 
     def close(self) -> None:
         """End the workers; leave Ray, or shut it down if this grid started it."""
-        import ray
-
-        if ray.is_initialized():
-            for worker in self._workers:
-                ray.kill(worker.actor)
-            if self._owns_session:
-                ray.shutdown()
-        self._workers.clear()
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        self._model.close()
         self._states.close()
-        self._owns_session = False
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    last = lines[-1].strip() if lines else type(error).__name__
-    return last.removeprefix(f"{ConfigError.__module__}.{ConfigError.__name__}: ")
+def _ray_runs_here() -> bool:
+    ray = sys.modules.get("ray")
+    return not hasattr(os, "fork") or (ray is not None and bool(ray.is_initialized()))
+
+
+def _workers_here(cpus_per_worker: float) -> int:
+    # macOS does not say which of its CPUs are this process's.
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(int(cpus / cpus_per_worker + 1e-9), 1)

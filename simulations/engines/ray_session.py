@@ -6,14 +6,19 @@ import logging
 import math
 import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedcompress.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 20.0
+
+T = TypeVar("T")
 
 
 def open_session(address: str | None, needed_cpus: float = 0) -> bool:
@@ -138,8 +143,30 @@ def workers_that_fit(cpus_per_worker: float, gpus_per_worker: float) -> int:
     return fit
 
 
-def live_nodes() -> int:
-    """Count the session's nodes that are alive."""
-    import ray
+def ask_ray(question: Callable[[], T]) -> T:
+    """Ask Ray for something while a run goes on: it waits for ever for a head that is gone.
 
-    return sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+    Raises
+    ------
+    ConfigError
+        If Ray does not answer.
+    """
+    answers: list[T] = []
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(question())
+        except Exception as error:  # noqa: BLE001 - told below
+            errors.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS)
+    if answers:
+        return answers[0]
+    why = f" ({errors[0]})" if errors else ""
+    raise ConfigError(
+        f"engine: Ray does not answer any more{why}, so a lost worker cannot be replaced; "
+        "start the cluster again and resume the run"
+    )

@@ -24,10 +24,10 @@ class StateFiles:
     """The states of one grid's clients, one file each, committed by name."""
 
     def __init__(self) -> None:
-        self._disk, self._disk_lock = _own_folder(Path(tempfile.gettempdir()))
+        self._disk, self._disk_lock = own_folder(Path(tempfile.gettempdir()), PREFIX)
         self._memory, self._memory_lock = self._disk, self._disk_lock
         if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and _has_room(MEMORY):
-            self._memory, self._memory_lock = _own_folder(MEMORY)
+            self._memory, self._memory_lock = own_folder(MEMORY, PREFIX)
         self._paths: dict[int, str] = {}
         self._written = 0
 
@@ -83,16 +83,16 @@ def _has_room(folder: Path) -> bool:
     return space.f_bavail > KEEP_FREE * space.f_blocks
 
 
-def _own_folder(parent: Path) -> tuple[Path, IO[bytes]]:
+def own_folder(parent: Path, prefix: str) -> tuple[Path, IO[bytes]]:
     """Make a folder that is held by a lock, and delete those whose process was killed."""
-    for stale in parent.glob(PREFIX + "*"):
+    for stale in parent.glob(prefix + "*"):
         try:
             with (stale / "lock").open("rb") as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(stale, ignore_errors=True)
         except OSError:
             continue  # in use, just made, or another user's
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     lock = (folder / "lock").open("wb")
     fcntl.flock(lock, fcntl.LOCK_EX)
     return folder, lock

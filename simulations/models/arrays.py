@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ def model_arrays(model: nn.Module) -> dict[str, Array]:
     Arrays are C-contiguous and share memory with the model where it lies contiguous on a
     CPU: copy what must outlive the next training step.
     """
-    state: dict[str, Tensor] = model.state_dict()
-    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in state.items()}
+    return {
+        name: tensor.detach().cpu().contiguous().numpy() for name, tensor in _state(model).items()
+    }
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, Array | Tensor]) -> None:
@@ -33,15 +35,18 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, Array | Tensor]) -> None:
     LayoutError
         If a name is missing or unknown, or a shape differs; the model is then unchanged.
     """
-    state: dict[str, Tensor] = model.state_dict()
-    missing, unknown = sorted(state.keys() - arrays.keys()), sorted(arrays.keys() - state.keys())
-    if missing or unknown:
+    state = _state(model)
+    if state.keys() != arrays.keys():
+        missing, unknown = (
+            sorted(state.keys() - arrays.keys()),
+            sorted(arrays.keys() - state.keys()),
+        )
         raise LayoutError(
             f"model: missing arrays {missing}, unknown arrays {unknown}; "
             "give those of a model built with the same settings"
         )
     for name, tensor in state.items():
-        if tuple(arrays[name].shape) != tuple(tensor.shape):
+        if arrays[name].shape != tensor.shape:
             raise LayoutError(
                 f"model: {name} has shape {tuple(tensor.shape)}, got {tuple(arrays[name].shape)}; "
                 "give the arrays of a model built with the same settings"
@@ -55,6 +60,33 @@ def _copy_into(tensor: Tensor, array: Array | Tensor) -> None:
     if not tensor.is_floating_point() and source.dtype.kind == "f":
         source = np.rint(source)
     if tensor.device.type == "cpu":
-        np.copyto(tensor.numpy(), source, casting="unsafe")
+        np.copyto(tensor.detach().numpy(), source, casting="unsafe")
     else:
         tensor.copy_(torch.from_numpy(np.array(source)))
+
+
+_Slot = tuple[str, dict[str, Tensor | None], str]
+_SLOTS: WeakKeyDictionary[nn.Module, list[_Slot]] = WeakKeyDictionary()
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Give what ``model.state_dict()`` names; where each tensor hangs is looked up once."""
+    slots = _SLOTS.get(model)
+    if slots is None:
+        slots = _SLOTS[model] = _find_slots(model)
+    state = {name: x for name, holder, key in slots if (x := holder.get(key)) is not None}
+    return state if len(state) == len(slots) > 0 else model.state_dict()
+
+
+def _find_slots(model: nn.Module) -> list[_Slot]:
+    """Walk the modules as `state_dict` does; empty where that gives other names."""
+    names = list(model.state_dict())
+    slots = {
+        prefix + "." * bool(prefix) + key: (holder, key)
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for holder in (module._parameters, module._buffers)
+        for key in holder
+    }
+    if not slots.keys() >= set(names):
+        return []
+    return [(name, *slots[name]) for name in names]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedcompress import parse, rng_for
-from fedcompress.aggregation import WeightedSum
+from fedcompress.aggregation import TreeSum
 from fedcompress.errors import LayoutError, NotFiniteError, SpecError
 from fedcompress.testing import check_compressor
 
@@ -127,9 +127,9 @@ def test_products_are_added_without_being_expanded() -> None:
     compressor = parse("power_sgd(3)")
     payload, _ = compressor.encode(update, compressor.init(update), rng_for(1))
     decoded = compressor.decode(payload, update)
-    mean = WeightedSum({name: torch.zeros_like(x) for name, x in update.items()}, 2.0)
-    for weight in (1.0, 2.0):
-        mean.add(compressor.read(payload, update)[0], weight)
+    mean = TreeSum({name: torch.zeros_like(x) for name, x in update.items()}, 2)
+    for position, weight in enumerate((1.0, 2.0)):
+        mean.add(position, compressor.read(payload, update)[0], weight)
     for name, x in mean.mean().items():
         torch.testing.assert_close(x, decoded[name])
 

@@ -69,6 +69,8 @@ def _misbehave(config: dict[str, object], context: Context) -> None:
         raise RuntimeError(f"client {context.node_id} has no data")
     if config.get("sleep") == context.node_id:
         time.sleep(float(str(config.get("seconds", 60))))
+    if "slow" in config:
+        time.sleep(float(str(config["slow"])))
     if config.get("kill") == context.node_id:
         marker = Path(str(config["marker"]))
         if config.get("always") or not marker.exists():

@@ -17,13 +17,15 @@ CLIENT_APP = "engine_client:app"
 RUN_CONFIG: dict[str, bool | float | int | str] = {"rate": 7}
 
 
-@pytest.fixture(scope="module", params=["local", "ray"])
+@pytest.fixture(scope="module", params=["local", "forked", "ray"])
 def grid(request: pytest.FixtureRequest) -> Iterator[SimulatedGrid]:
     if request.param == "local":
         yield LocalGrid(CLIENT_APP, 10, run_config=RUN_CONFIG)
         return
-    request.getfixturevalue("ray_session")
-    with RayGrid(CLIENT_APP, 10, run_config=RUN_CONFIG, workers=2) as built:
+    uses_ray = request.param == "ray"
+    if uses_ray:
+        request.getfixturevalue("ray_session")
+    with RayGrid(CLIENT_APP, 10, run_config=RUN_CONFIG, workers=2, use_ray=uses_ray) as built:
         yield built
 
 

@@ -1,14 +1,22 @@
-"""The engines' parts: chunks, packing, and what is used of Flower's internals."""
+"""The engines' parts: ranges, frames, packing, and what is used of Flower's internals."""
 
 from __future__ import annotations
 
+import json
+import random
+import socket
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Metadata, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedcompress.aggregation import block_size
+from simulations.engines.channel import Channel, Frame, Part
 from simulations.engines.flower_internals import (
     CLIENT_CRASHED,
     CLIENT_RAISED,
@@ -18,47 +26,82 @@ from simulations.engines.flower_internals import (
 )
 from simulations.engines.packing import (
     MIN_SHARED_BYTES,
-    SharedBuffers,
-    pack_records,
-    unpack_records,
+    Packer,
+    SharedContents,
+    Unpacker,
+    pack_metadata,
+    unpack_metadata,
 )
-from simulations.engines.schedule import MIN_CHUNK_SECONDS, ClientQueue, expected_costs
+from simulations.engines.schedule import FIRST_SHARE, CostModel, RangeQueue
+from simulations.engines.shared_model import SharedModel, read_arrays
 from simulations.engines.state_files import StateFiles
 
 
 @given(
     costs=st.lists(st.floats(min_value=1e-6, max_value=100), min_size=1, max_size=200),
-    workers=st.integers(1, 16),
+    workers=st.integers(0, 16),
+    turns=st.randoms(use_true_random=False),
 )
-def test_every_client_is_taken_once_and_the_costliest_first(
-    costs: list[float], workers: int
+def test_every_client_is_taken_once_in_whole_blocks(
+    costs: list[float], workers: int, turns: random.Random
 ) -> None:
-    queue = ClientQueue(dict(enumerate(costs)), workers)
+    size = block_size(len(costs))
+    queue = RangeQueue(costs, size, range(workers), FIRST_SHARE)
     taken: list[int] = []
-    while chunk := queue.take():
+    while queue:
+        chunk = queue.take(turns.randrange(workers + 1))
+        assert chunk == list(range(chunk[0], chunk[-1] + 1))
+        assert chunk[0] % size == 0
+        assert chunk[-1] + 1 == len(costs) or (chunk[-1] + 1) % size == 0
         taken += chunk
     assert sorted(taken) == list(range(len(costs)))
-    assert [costs[position] for position in taken] == sorted(costs, reverse=True)
-    assert queue.take() == []
-    queue.put_back([taken[0]])
-    assert queue.take() == [taken[0]]
+    assert queue.take(0) == []
 
 
-def test_quick_clients_go_in_few_chunks_and_every_worker_has_some() -> None:
-    queue = ClientQueue(dict.fromkeys(range(10), MIN_CHUNK_SECONDS / 100), workers=2)
-    assert [len(queue.take()) for _ in range(2)] == [5, 5]
-    slow = ClientQueue(dict.fromkeys(range(100), 1.0), workers=2)
-    sizes = []
-    while chunk := slow.take():
-        sizes.append(len(chunk))
-    assert sizes[0] == 25
-    assert sizes[-1] == 1
-    assert sizes == sorted(sizes, reverse=True)
+def test_blocks_of_a_dead_worker_run_again_each_by_itself() -> None:
+    queue = RangeQueue([1.0] * 100, 4, [0], 1.0)
+    lost = queue.take(0)[2:]
+    assert not queue
+    queue.put_back(lost)
+    assert queue.take(0) == [2, 3]
+    assert queue.take(1) == [4, 5, 6, 7]
+    queue.put_back_alone([0, 1])
+    while (chunk := queue.take(0)) != [0]:
+        assert len(chunk) == 4
+    assert queue.take(0) == [1]
 
 
-def test_costs_are_those_of_the_last_call() -> None:
-    assert expected_costs([1, 2, 3], {}) == {0: 1.0, 1: 1.0, 2: 1.0}
-    assert expected_costs([3, 2], {3: 0.5, 1: 1.5}) == {0: 0.5, 1: 1.0}
+def test_ranges_are_balanced_and_idle_workers_take_from_the_longest() -> None:
+    costs = [5.0] * 10 + [1.0] * 50
+    queue = RangeQueue(costs, 1, [0, 1], 0.8)
+    assert queue.take(0) == list(range(8))
+    assert queue.take(1) == list(range(10, 50))
+    assert queue.take(0) == [8]
+    assert queue.take(0) == [9]
+    assert queue.take(0) == [59]
+    assert queue.take(1) == [50]
+    assert queue.take(2) == [58]
+
+
+def test_block_size_grows_with_the_number_of_messages() -> None:
+    sizes = [block_size(count) for count in range(1, 5000)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == 1
+
+
+def test_costs_are_a_line_over_the_sizes_or_those_of_the_last_call() -> None:
+    model = CostModel()
+    assert model.costs([1, 2, 3], {}) == [1.0, 1.0, 1.0]
+    assert not model.knows
+    model.add(3, 0.5)
+    model.add(1, 1.5)
+    assert model.knows
+    assert model.costs([3, 2], {3: 0.5, 1: 1.5}) == [0.5, 1.0]
+    model.clear(lambda node_id: 10.0 * node_id)
+    assert model.costs([1, 2], {}) == pytest.approx([11.0, 21.0])
+    for node_id in (1, 2, 3):
+        model.add(node_id, 0.25 + 0.1 * node_id)
+    assert model.costs([10, 1], {}) == pytest.approx([1.25, 0.35])
 
 
 def some_records() -> RecordDict:
@@ -72,17 +115,105 @@ def some_records() -> RecordDict:
 
 
 def test_packing_is_exact_and_shares_what_is_shared() -> None:
-    first, second = some_records(), RecordDict()
+    first, second, third = some_records(), RecordDict(), RecordDict()
     second["again"] = ArrayRecord({"large": first.array_records["arrays"]["large"]})
-    shared = SharedBuffers([first, second])
-    assert len(shared.buffers) == 1
-    for records in (first, second):
-        packed = pack_records(records, shared)
-        unpacked = unpack_records(packed, lambda place: shared.buffers[place].tobytes())
-        assert unpacked == records
-        assert list(unpacked) == list(records)
-    assert unpack_records(pack_records(first)) == first
-    assert SharedBuffers([first]).buffers == []
+    third["config"] = first["config"]
+    contents = [first, second, third, first]
+    shared = SharedContents(contents)
+    assert shared.buffers == [first.array_records["arrays"]["large"].data]
+    packer = Packer(shared)
+    told = Unpacker(views(packer.finish(shared.pack(packer))))
+    told.take_shared(told.value, shared.buffers)
+    packer = Packer(shared)
+    frame = views(packer.finish([packer.content(content) for content in contents]))
+    assert sum(map(len, frame)) < 200
+    unpacker = Unpacker(frame).shared_with(told)
+    unpacked = [unpacker.content(packed) for packed in unpacker.value]
+    assert unpacked == contents
+    assert [list(content) for content in unpacked] == [list(content) for content in contents]
+    assert unpacked[3] is unpacked[0]
+    assert unpacked[2]["config"] is unpacked[0]["config"]
+
+
+@given(st.lists(st.one_of(st.binary(), st.floats(), st.integers(), st.text(), st.booleans())))
+def test_every_value_is_packed_exactly(values: list[bytes | float | str]) -> None:
+    records = some_records()
+    for number, value in enumerate(values):
+        records[f"{number}"] = ConfigRecord({"part": value, "": [value, value]})
+    packer = Packer()
+    unpacker = Unpacker(views(packer.finish(packer.content(records))))
+    assert unpacker.content(unpacker.value) == records or "nan" in repr(records)
+    assert repr(unpacker.content(unpacker.value)) == repr(records)
+    metadata = Metadata(1, "a", 2, 3, "b", "c", 1.1, 2.2, "train", None, 4)
+    assert vars(unpack_metadata(json.loads(json.dumps(pack_metadata(metadata))))) == vars(metadata)
+
+
+def views(parts: list[Part]) -> list[memoryview]:
+    return [memoryview(part) for part in parts]
+
+
+@given(st.lists(st.lists(st.binary(max_size=300), max_size=6), max_size=10), st.integers(1, 50))
+def test_frames_arrive_as_they_were_sent(sent: list[list[bytes]], kind: int) -> None:
+    here, there = socket.socketpair()
+    writer, reader = Channel(here, blocking=True), Channel(there, blocking=False)
+    for parts in sent:
+        writer.send(kind, parts)
+    received, alive = reader.read() if sent else ([], True)
+    assert alive
+    assert [(frame.kind, [bytes(part) for part in frame.parts]) for frame in received] == [
+        (kind, parts) for parts in sent
+    ]
+    writer.close()
+    assert reader.read() == ([], False)
+    reader.close()
+
+
+def test_two_ends_that_send_more_than_fits_do_not_wait_for_each_other() -> None:
+    here, there = socket.socketpair()
+    driver, worker = Channel(here, blocking=False), Channel(there, blocking=True)
+    large = [bytes([n]) * 3_000_000 for n in range(4)]
+    assert not driver.send(1, large)
+    answering = threading.Thread(target=lambda: worker.send(2, worker.receive().parts))
+    answering.start()
+    received: list[Frame] = []
+    while not received:
+        driver.flush()
+        received += driver.read()[0]
+    answering.join()
+    assert [bytes(part) for part in received[0].parts] == large
+    for end in (driver, worker):
+        end.close()
+
+
+def test_a_rounds_arrays_lie_on_disk_where_memory_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = SharedModel()
+    arrays = [b"first" * 1000, b"", b"last"]
+    lengths = [len(array) for array in arrays]
+    try:
+        one, other = model.write(arrays), model.write(arrays[::-1])
+        assert read_arrays(one, lengths) == arrays
+        assert read_arrays(other, lengths[::-1]) == arrays[::-1]
+        with pytest.raises(OSError, match="shorter"):
+            read_arrays(one, [6000])
+    finally:
+        model.close()
+    assert not Path(one).exists()
+    if Path("/dev/full").exists():
+        memory = tmp_path / "memory"
+        memory.mkdir()
+        monkeypatch.setattr("simulations.engines.shared_model.MEMORY", memory)
+        model.write([b""])
+        for generation in ("0", "1"):
+            (next(memory.glob("*")) / generation).unlink(missing_ok=True)
+            (next(memory.glob("*")) / generation).symlink_to("/dev/full")
+        try:
+            path = model.write(arrays)
+            assert memory not in Path(path).parents
+            assert read_arrays(path, lengths) == arrays
+        finally:
+            model.close()
 
 
 def test_copies_share_bytes_and_nothing_else() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import socket
 import subprocess
 import sys
@@ -10,10 +13,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from flwr.app import Message, MetricRecord, RecordDict
 
 from fedcompress.errors import ConfigError
 from simulations.engines import LocalGrid, RayGrid
+from simulations.engines.pool_fork import ForkPool
 from simulations.engines.state_files import StateFiles
 
 pytestmark = pytest.mark.ray
@@ -21,11 +28,17 @@ pytestmark = pytest.mark.ray
 CLIENT_APP = "engine_client:app"
 
 
-def test_a_killed_worker_changes_no_result(
-    ray_session: None, round_of: Any, tmp_path: Path
-) -> None:
+@pytest.fixture(params=[False, True], ids=["forked", "ray"])
+def use_ray(request: pytest.FixtureRequest) -> bool:
+    """Whether Ray places the workers."""
+    if request.param:
+        request.getfixturevalue("ray_session")
+    return bool(request.param)
+
+
+def test_a_killed_worker_changes_no_result(use_ray: bool, round_of: Any, tmp_path: Path) -> None:
     local = LocalGrid(CLIENT_APP, 10)
-    with RayGrid(CLIENT_APP, 10, workers=2) as grid:
+    with RayGrid(CLIENT_APP, 10, workers=2, use_ray=use_ray) as grid:
         for number in (1, 2, 3):
             expected = local.send_and_receive(round_of(round_number=number))
             marker = str(tmp_path / f"killed-{number}")
@@ -38,9 +51,9 @@ def test_a_killed_worker_changes_no_result(
 
 
 def test_a_client_that_kills_every_worker_is_given_up(
-    ray_session: None, round_of: Any, tmp_path: Path
+    use_ray: bool, round_of: Any, tmp_path: Path
 ) -> None:
-    with RayGrid(CLIENT_APP, 6, workers=2) as grid:
+    with RayGrid(CLIENT_APP, 6, workers=2, use_ray=use_ray) as grid:
         told = {"kill": 5, "always": True, "marker": str(tmp_path / "killed")}
         replies = grid.send_and_receive(round_of(clients=6, **told))
         assert [r.metadata.src_node_id for r in replies] == [1, 2, 3, 4, 5, 6]
@@ -50,8 +63,101 @@ def test_a_client_that_kills_every_worker_is_given_up(
         assert sorted(grid.client_states()) == [1, 2, 3, 4, 6]
 
 
-def test_a_client_that_hangs_is_left_out(ray_session: None, round_of: Any) -> None:
-    with RayGrid(CLIENT_APP, 6, workers=2) as grid:
+def test_in_a_block_the_client_that_kills_is_found(round_of: Any, tmp_path: Path) -> None:
+    with RayGrid(CLIENT_APP, 40, workers=2, use_ray=False) as grid:
+        told = {"kill": 22, "always": True, "marker": str(tmp_path / "killed")}
+        replies = grid.send_and_receive(round_of(clients=40, **told))
+        assert [r.metadata.src_node_id for r in replies] == list(range(1, 41))
+        assert [r.metadata.src_node_id for r in replies if r.has_error()] == [22]
+        assert "SIGKILL" in str(replies[21].error.reason)
+
+
+def test_a_client_that_takes_too_long_is_ended_and_named(use_ray: bool, round_of: Any) -> None:
+    with RayGrid(CLIENT_APP, 6, workers=2, use_ray=use_ray, client_timeout=2) as grid:
+        replies = grid.send_and_receive(round_of(clients=6, sleep=2))
+        assert [r.metadata.src_node_id for r in replies] == [1, 2, 3, 4, 5, 6]
+        assert [r.metadata.src_node_id for r in replies if r.has_error()] == [2]
+        assert "client of node 2 did not finish within 2 s" in str(replies[1].error.reason)
+        assert sorted(grid.client_states()) == [1, 3, 4, 5, 6]
+        again = grid.send_and_receive(round_of(clients=6, round_number=2))
+        assert not any(reply.has_error() for reply in again)
+        spans = {span.node_id: span for span in grid.spans}
+        assert sorted(spans) == [1, 2, 3, 4, 5, 6]
+        assert all(span.seconds >= span.compute_seconds for span in spans.values())
+        assert all(0 <= time.monotonic() - span.began < 60 for span in spans.values())
+
+
+def test_workers_end_with_the_driver_and_come_back_with_their_server(
+    root: Path, round_of: Any
+) -> None:
+    with RayGrid(CLIENT_APP, 4, workers=2, use_ray=False) as grid:
+        first = grid.send_and_receive(round_of(clients=4, kind="evaluate"))
+        pids = {int(reply.content["process"]["pid"]) for reply in first}
+        assert isinstance(grid._pool, ForkPool)
+        os.kill(grid._pool._server._process.pid, signal.SIGKILL)
+        _wait_for_end(pids)
+        second = grid.send_and_receive(round_of(clients=4, kind="evaluate"))
+        assert [r.metadata.src_node_id for r in second] == [1, 2, 3, 4]
+        assert pids.isdisjoint(int(reply.content["process"]["pid"]) for reply in second)
+    script = textwrap.dedent("""
+        import os, signal
+        from simulations.engines import RayGrid
+        grid = RayGrid("engine_client:app", 2, workers=2, use_ray=False)
+        print(*grid._pool._pids.values(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    killed = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    left = {int(pid) for pid in killed.stdout.split()}
+    assert len(left) == 2
+    _wait_for_end(left)
+
+
+def _wait_for_end(pids: set[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any(map(_is_alive, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text("ascii")
+    except OSError:
+        return False
+
+
+def test_forked_workers_draw_different_numbers() -> None:
+    with RayGrid(_drawing_app, 2, workers=2, use_ray=False) as grid:
+        messages = [Message(RecordDict(), node_id, "query") for node_id in (1, 2)]
+        drawn = [r.content["drawn"]["numbers"] for r in grid.send_and_receive(messages)]
+        assert all(one != other for one, other in zip(*drawn, strict=True))
+
+
+def _drawing_app() -> Any:
+    def app(message: Message, context: Any) -> Message:
+        time.sleep(0.3)  # so that each worker gets one
+        numbers = [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002
+        return Message(RecordDict({"drawn": MetricRecord({"numbers": numbers})}), reply_to=message)
+
+    return app
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ConfigError, match="needs Ray"):
+        RayGrid(CLIENT_APP, 2, address="auto", use_ray=False)
+    with pytest.raises(ConfigError, match="client_timeout: must be positive seconds, got 0"):
+        RayGrid(CLIENT_APP, 2, client_timeout=0)
+
+
+def test_a_client_that_hangs_is_left_out(use_ray: bool, round_of: Any) -> None:
+    with RayGrid(CLIENT_APP, 6, workers=2, use_ray=use_ray) as grid:
         start = time.monotonic()
         replies = grid.send_and_receive(round_of(clients=6, sleep=2), timeout=3)
         assert time.monotonic() - start < 6

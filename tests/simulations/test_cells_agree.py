@@ -71,7 +71,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 
 @pytest.fixture(scope="module")
 def four_cpus() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -84,11 +84,13 @@ def test_every_client_of_the_local_run_sent_a_payload(local: dict[str, Outcome])
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("four_cpus")
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_ray_gives_the_same_bytes_and_model(
-    workers: int, tmp_path: Path, local: dict[str, Outcome]
+@pytest.mark.parametrize(
+    ("workers", "use_ray"), [(1, False), (2, False), (4, False), (1, True), (2, True)]
+)
+def test_workers_give_the_same_bytes_and_model(
+    workers: int, use_ray: bool, tmp_path: Path, local: dict[str, Outcome]
 ) -> None:
-    with RayGrid(APP, 12, workers=workers) as grid:
+    with RayGrid(APP, 12, workers=workers, use_ray=use_ray) as grid:
         for name in STRATEGIES:
             rows, model = run(cell(name), grid, tmp_path / name)
             assert rows == local[name][0]

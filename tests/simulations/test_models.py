@@ -156,3 +156,15 @@ def test_what_cannot_be_built_is_told(
     with pytest.raises(ConfigError) as caught:
         build_model(name, shape, 10, seed=0, **settings)  # type: ignore[arg-type]
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_arrays_are_those_of_the_state_also_after_the_model_has_changed(name: str) -> None:
+    model = build(name)
+    for _ in range(2):  # the second time from what the first one looked up
+        state, arrays = model.state_dict(), model_arrays(model)
+        assert list(arrays) == list(state)
+        for key, tensor in state.items():
+            np.testing.assert_array_equal(arrays[key], tensor.numpy())
+        for parameter in model.parameters():  # as `to(device)` and flat models do
+            parameter.data = parameter.data.clone() + 1

@@ -1,0 +1,359 @@
+"""One round on a pool of workers: who is sent what, and what happens when one dies or hangs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from flwr.app import Error, Message
+
+from fedcompress.errors import ConfigError
+from simulations.engines import frames
+from simulations.engines.channel import Part
+from simulations.engines.client_call import Setting
+from simulations.engines.flower_internals import CLIENT_CRASHED, build_message, set_message_id
+from simulations.engines.packing import (
+    Json,
+    Packer,
+    SharedContents,
+    Unpacker,
+    pack_metadata,
+    unpack_metadata,
+)
+from simulations.engines.pool import START_SECONDS, Died, Event, Received, WorkerPool
+from simulations.engines.schedule import RangeQueue
+from simulations.engines.shared_model import SharedModel
+from simulations.engines.state_files import StateFiles
+from simulations.engines.summing import RoundSums, from_buffers
+
+logger = logging.getLogger(__name__)
+
+MAX_CRASHES = 3  # of workers, under one client's call
+# A worker that will be done this soon is sent its next block: the way there takes part of it.
+AHEAD_SECONDS = 0.002
+
+
+class Answer(NamedTuple):
+    """What came of one client's call.
+
+    `state` is the file or the bytes of its new state, None where it stays as it was. `began` is in
+    the seconds of the driver's `time.monotonic`; `seconds` is how long the worker was busy with the
+    client, `compute_seconds` how long the app was.
+    """
+
+    position: int
+    reply: Message
+    compute_seconds: float | None = None
+    failure: str | None = None
+    state: str | bytes | None = None
+    worker: int = -1
+    began: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class _Work:
+    """What one worker has to do: the ranges it was sent, each with the clients to answer."""
+
+    ranges: deque[list[int]] = field(default_factory=deque)
+    informed: bool = False  # of what the round's clients share
+    begun: list[int] = field(default_factory=list)
+    begun_at: float = 0.0
+
+    def clients(self) -> list[int]:
+        return [position for positions in self.ranges for position in positions]
+
+
+class Round:
+    """The calls of one round.
+
+    Parameters
+    ----------
+    pool : WorkerPool
+        Who calls the clients.
+    messages : sequence of Message
+        One for each client, in the order of the replies.
+    setting : Setting
+        What all clients share.
+    states : StateFiles
+        The clients' states; read only.
+    model : SharedModel
+        Where the arrays that messages share are written for the workers of this machine.
+    queue : RangeQueue
+        Which clients a worker gets.
+    costs : sequence of float
+        Expected seconds by position.
+    client_timeout : float or None
+        Seconds that a client may take.
+    sums : RoundSums, optional
+        Where the workers' sums go; without it they do not sum.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        messages: Sequence[Message],
+        setting: Setting,
+        states: StateFiles,
+        model: SharedModel,
+        queue: RangeQueue,
+        costs: Sequence[float],
+        client_timeout: float | None,
+        sums: RoundSums | None = None,
+    ) -> None:
+        self._pool = pool
+        self._messages = messages
+        self._setting = setting
+        self._states = states
+        self._model = model
+        self._queue = queue
+        self._costs = costs
+        self._client_timeout = client_timeout
+        self._sums = sums
+        self._is_timed = client_timeout is not None
+        self._shared = SharedContents(message.content for message in messages)
+        self._file: list[Part] | None = None
+        self._at_node: dict[str, tuple[int, str | None]] = {}
+        self._work: dict[int, _Work] = {}
+        self._crashes: Counter[int] = Counter()
+        self._failed_starts = 0
+
+    def run(self, deadline: float | None) -> Iterator[Answer]:
+        """Yield answers as they come, until `deadline` (of `time.monotonic`)."""
+        self._is_timed = self._is_timed or deadline is not None
+        try:
+            self._feed()
+            while self._queue or any(work.ranges for work in self._work.values()):
+                for event in self._events(deadline):
+                    yield from self._handle(event)
+                if deadline is not None and time.monotonic() >= deadline:
+                    return
+                if self._client_timeout is not None:
+                    yield from self._give_up_hung()
+                self._feed()
+        finally:
+            for worker, work in self._work.items():
+                if work.ranges:  # late, or the caller gave up: these calls must not go on
+                    self._pool.replace(worker)
+
+    # ------------------------------------------------------------------ to the workers
+    def _feed(self) -> None:
+        """Send every worker that is about to run dry its next clients."""
+        for worker in sorted(self._pool.ready):
+            work = self._work.setdefault(worker, _Work())
+            while self._queue and self._is_hungry(work) and self._inform(worker, work):
+                positions = self._queue.take(worker)
+                work.ranges.append(positions)
+                self._pool.send(worker, frames.RANGE, self._range(worker, positions))
+
+    def _is_hungry(self, work: _Work) -> bool:
+        if not work.ranges:
+            return True
+        if len(work.ranges) > 1:
+            return False
+        return sum(self._costs[position] for position in work.ranges[0]) < AHEAD_SECONDS
+
+    def _range(self, worker: int, positions: Sequence[int]) -> list[Part]:
+        packer = Packer(self._shared)
+        is_here = not self._pool.node(worker)
+        tasks = []
+        for position in positions:
+            message = self._messages[position]
+            node_id = message.metadata.dst_node_id
+            state: str | int | None = self._states.path(node_id)
+            if state is not None and not is_here:
+                state = packer.part(self._states.read(node_id))
+            tasks.append(
+                [
+                    position,
+                    pack_metadata(message.metadata),
+                    packer.content(message.content),
+                    state,
+                    self._states.new_path(node_id) if is_here else None,
+                ]
+            )
+        # Clients of a part of a block run again: the rest of it may have been summed elsewhere.
+        sums = self._sums is not None and self._queue.are_whole_blocks(positions)
+        return packer.finish([self._client_timeout is not None, self._is_timed, sums, tasks])
+
+    def _inform(self, worker: int, work: _Work) -> bool:
+        """Tell a worker what the round's clients share, once; False if it has to wait for that."""
+        if work.informed:
+            return True
+        node = self._pool.node(worker)
+        if not self._shared.buffers:
+            parts = self._round(None, keep=False)
+        elif not node:
+            if self._file is None:
+                self._file = self._round(self._model.write(self._shared.buffers), keep=False)
+            parts = self._file
+        else:
+            path = self._at_node.get(node, (worker, ""))[1]
+            if path is None:
+                return False
+            if not path:
+                # The first of a machine keeps the arrays in a file there, for the others.
+                neighbours = [one for one in self._pool.ready if self._pool.node(one) == node]
+                keep = len(neighbours) > 1 and node not in self._at_node
+                if keep:
+                    self._at_node[node] = (worker, None)
+                parts = self._round(None, keep=keep)
+            else:
+                parts = self._round(path, keep=False)
+        self._pool.send(worker, frames.ROUND, parts)
+        work.informed = True
+        return True
+
+    def _round(self, path: str | None, *, keep: bool) -> list[Part]:
+        packer = Packer(self._shared)
+        setting = self._setting
+        config = setting.run_config
+        buffers = self._shared.buffers
+        places = [packer.part(buffer) for buffer in buffers] if path is None else []
+        return packer.finish(
+            [
+                [setting.run_id, setting.num_clients, list(config), list(config.values())],
+                [path, [len(buffer) for buffer in buffers], places, keep],
+                self._shared.pack(packer),
+                None if self._sums is None else self._sums.plan.to_json(),
+            ]
+        )
+
+    # ------------------------------------------------------------------ from the workers
+    def _events(self, deadline: float | None) -> list[Event]:
+        """Wait for the workers, no longer than until something else is due."""
+        now = time.monotonic()
+        due = [now + START_SECONDS] if not self._pool.ready else []
+        if deadline is not None:
+            due.append(deadline)
+        if self._client_timeout is not None:
+            due += [self._due(work) for work in self._work.values() if work.begun]
+        events = self._pool.events(max(min(due) - now, 0.0) if due else None)
+        if not events and not self._pool.ready and time.monotonic() >= now + START_SECONDS:
+            raise ConfigError(
+                f"workers: none is left, and none started within {START_SECONDS:g} s; "
+                "is the cluster gone, or busy with other work?"
+            )
+        return events
+
+    def _handle(self, event: Event) -> Iterator[Answer]:
+        if isinstance(event, Died):
+            yield from self._recover(event)
+        elif isinstance(event, Received):
+            work = self._work[event.worker]
+            if event.kind == frames.ANSWERS:
+                yield from self._answers(event, work)
+            elif event.kind == frames.BEGAN:
+                if not work.begun:
+                    work.begun_at = time.monotonic()
+                work.begun.append(int(bytes(event.parts[0])))
+            elif event.kind == frames.STORED:
+                self._at_node[self._pool.node(event.worker)] = (
+                    event.worker,
+                    bytes(event.parts[0]).decode(),
+                )
+
+    def _answers(self, event: Received, work: _Work) -> Iterator[Answer]:
+        unpacker = Unpacker(event.parts)
+        rows, sums = unpacker.value
+        if sums and self._sums is not None:
+            self._sums.take(from_buffers([unpacker.part(number) for number in sums]))
+        for row in rows:
+            position = row[0]
+            work.ranges[0].remove(position)
+            if not work.ranges[0]:
+                work.ranges.popleft()
+            if position in work.begun:
+                work.begun.remove(position)
+                work.begun_at = time.monotonic()
+            yield self._unpack(event.worker, row, unpacker)
+
+    def _unpack(self, worker: int, row: list[Json], unpacker: Unpacker) -> Answer:
+        position, metadata, content, error, compute_seconds, failure, state, began, seconds = row
+        reply = build_message(
+            unpack_metadata(metadata),
+            None if content is None else unpacker.content(content),
+            None if error is None else Error(*error),
+        )
+        if isinstance(state, int):
+            state = bytes(unpacker.part(state))
+        began = self._pool.to_our_clock(worker, began)
+        return Answer(position, reply, compute_seconds, failure, state, worker, began, seconds)
+
+    # ------------------------------------------------------------------ faults
+    def _recover(self, died: Died) -> Iterator[Answer]:
+        """Replace a dead worker; its clients run again, but not the one that keeps killing it."""
+        self._failed_starts = 0 if died.started else self._failed_starts + 1
+        if died.is_final or self._failed_starts >= MAX_CRASHES:
+            raise ConfigError(f"client_app: no worker could start: {died.reason}")
+        work = self._release(died.worker)
+        self._pool.replace(died.worker)
+        lost = work.clients()
+        if not lost:
+            return
+        # Blocks are the smallest that runs again: what is trained together stays together.
+        block = self._queue.block_of(lost[0])
+        suspects = [p for p in work.ranges[0] if self._queue.block_of(p) == block]
+        self._crashes.update(suspects)
+        crashes = self._crashes[lost[0]]
+        node_id = self._messages[lost[0]].metadata.dst_node_id
+        logger.warning(
+            "a worker died at the client of node %d (%d of %d times): %s; %d clients run again",
+            node_id,
+            crashes,
+            MAX_CRASHES,
+            died.reason or "for an unknown reason",
+            len(lost),
+        )
+        others = [position for position in lost if position not in suspects]
+        if len(suspects) > 1 and crashes >= MAX_CRASHES - 1:
+            self._queue.put_back_alone(suspects)
+        elif crashes >= MAX_CRASHES:
+            reason = f"the worker process died {MAX_CRASHES} times while this client ran"
+            yield self._failed(lost[0], f"{reason}: {died.reason}" if died.reason else reason)
+        else:
+            self._queue.put_back(suspects)
+        self._queue.put_back(others)
+
+    def _give_up_hung(self) -> Iterator[Answer]:
+        """End workers whose client takes too long; their other clients run again elsewhere."""
+        now = time.monotonic()
+        for worker, work in list(self._work.items()):
+            if not work.begun or self._due(work) > now:
+                continue
+            self._release(worker)
+            self._pool.replace(worker)
+            begun = work.begun
+            if len(begun) == 1:
+                node_id = self._messages[begun[0]].metadata.dst_node_id
+                reason = (
+                    f"the client of node {node_id} did not finish within "
+                    f"{self._client_timeout:g} s (client_timeout)"
+                )
+                logger.warning("%s; its worker was ended", reason)
+                yield self._failed(begun[0], reason)
+            else:  # trained together: one by one it shows which of them hangs
+                self._queue.put_back_alone(begun)
+            self._queue.put_back(p for p in work.clients() if p not in begun)
+
+    def _due(self, work: _Work) -> float:
+        """When the clients that a worker has begun must be done, of `time.monotonic`."""
+        assert self._client_timeout is not None
+        return work.begun_at + self._client_timeout * len(work.begun)
+
+    def _release(self, worker: int) -> _Work:
+        """Forget what a worker was sent, and that it was to keep the arrays of its machine."""
+        for node, (storing, _) in list(self._at_node.items()):
+            if storing == worker:
+                del self._at_node[node]
+        return self._work.pop(worker, _Work())
+
+    def _failed(self, position: int, reason: str) -> Answer:
+        request = self._messages[position]
+        reply = Message(Error(CLIENT_CRASHED, reason), reply_to=request)
+        set_message_id(reply, "f" + request.metadata.message_id[1:])
+        return Answer(position, reply)

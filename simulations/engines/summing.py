@@ -1,0 +1,205 @@
+"""Summing a round's updates where they arise: in a worker, or in LocalGrid.
+
+How an engine uses it. Its grid is a `SummingGrid`: `sum_updates(plan)` is called before a round's
+messages are sent, with a plan or with None. If ``plan.covers(messages)`` holds for the next
+`_execute`, the engine gives its workers whole blocks of ``plan.block_size`` neighbouring
+positions (any blocks, in any order; runs of neighbours cost least) and sends them the plan, once
+a round: it is plain values. A worker then does ::
+
+    sums = RangeSums(plan)                      # once a round
+    for position, reply in ...:                 # each reply, errors too, in any order
+        reply = sums.add(position, reply)       # without its arrays, if they are in the sum
+        ...                                     # send it as any reply
+    buffers = to_buffers(sums.take())           # after each range of blocks
+
+and sends ``buffers``: a small header, then a few flat arrays, at most two a level of the tree.
+The replies of a range and its buffers belong together: the engine must take both or neither,
+for instance by sending the replies behind the last block of the range. It then does ::
+
+    whole = RoundSums(plan)                     # once a round
+    whole.take(from_buffers(buffers))           # the memory is free again afterwards
+    ...
+    whole.finish()                              # what the grid's `take_sums` gives
+
+A range of a worker that died is run again as any of its clients, by any worker; a block whose
+last clients come too late is taken without them (`take` counts as missing what was not added).
+Whatever the ranges, the mean has the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Message
+from torch import Tensor
+
+from fedcompress.aggregation import Node, Sum, TreeSum
+from fedcompress.errors import FedcompressError
+from fedcompress.incoming import Expected, metric_keys, read_reply
+from fedcompress.memories import Memories
+from fedcompress.partial import PartialSum, SummedReply, SumPlan, hollow
+from fedcompress.spec import parse
+from fedcompress.traffic import ClientTraffic
+from simulations.engines.message_bytes import Meter, payload_bytes
+
+Buffer = bytes | memoryview
+
+_parsed = lru_cache(maxsize=64)(parse)
+
+
+class RangeSums:
+    """Adds the updates of some blocks of a round's positions.
+
+    Parameters
+    ----------
+    plan : SumPlan
+        The round's.
+    """
+
+    def __init__(self, plan: SumPlan) -> None:
+        self._plan = plan
+        self._like = plan.like()
+        self._meter = Meter()
+        self._sum = TreeSum(self._like, len(plan.node_ids))
+        self._rows: list[SummedReply] = []
+        self._metrics: frozenset[str] | None = None
+
+    def add(self, position: int, reply: Message) -> Message:
+        """Add one reply; return what is left to send of it.
+
+        That is the reply without its arrays if they were added, else the reply as it is: an
+        error, one that does not verify, one of other metrics than the first.
+        """
+        answer = None
+        started = time.perf_counter()
+        if reply.has_content():
+            metrics = metric_keys(reply)
+            expected = self._expected(position, metrics if self._metrics is None else self._metrics)
+            with suppress(FedcompressError):  # the server finds the same, and notes why
+                answer = read_reply(reply, expected)
+        if answer is None:
+            self._sum.miss(position)
+            return reply
+        self._metrics = metrics
+        self._sum.add(position, answer.parts, answer.weight)
+        row = SummedReply(
+            position,
+            reply.metadata.reply_to_message_id,
+            answer.weight,
+            answer.traffic,
+            payload_bytes(reply.content),
+            0,
+            time.perf_counter() - started,
+        )
+        if self._plan.measures:
+            row = replace(row, message_bytes=self._meter.bytes_of(reply))
+        self._rows.append(row)
+        return hollow(reply)
+
+    @property
+    def is_between_blocks(self) -> bool:
+        """Whether every block that was begun is whole, so that none is torn by `take`."""
+        return not self._sum.has_begun
+
+    def take(self) -> PartialSum:
+        """Take what was added since the last call; what its blocks lack counts as missing."""
+        rows, self._rows = self._rows, []
+        return PartialSum(self._metrics or frozenset(), tuple(rows), tuple(self._sum.take_nodes()))
+
+    def _expected(self, position: int, metrics: frozenset[str]) -> Expected:
+        plan = self._plan
+        sent = {plan.node_ids[position]: _parsed(plan.uplinks[position])}
+        return Expected(plan.server_round, sent, self._like, plan.weight_key, metrics, Memories(0))
+
+
+class RoundSums:
+    """Joins the partial sums of a round as they come, in the memory of a few models.
+
+    Parameters
+    ----------
+    plan : SumPlan
+        The round's.
+    """
+
+    def __init__(self, plan: SumPlan) -> None:
+        self.plan = plan
+        self._sums: dict[frozenset[str], tuple[TreeSum, list[SummedReply]]] = {}
+
+    def take(self, partial: PartialSum) -> None:
+        """Take one partial sum.
+
+        Raises
+        ------
+        PayloadError
+            If blocks of it have been taken before.
+        """
+        if not partial.rows:
+            return  # its blocks count as missing
+        if partial.metrics not in self._sums:
+            self._sums[partial.metrics] = TreeSum(self.plan.like(), len(self.plan.node_ids)), []
+        total, rows = self._sums[partial.metrics]
+        for node in partial.nodes:
+            total.put(node)
+        rows += partial.rows
+
+    def finish(self) -> list[PartialSum]:
+        """Give the sums of the round; there are several where clients sent other metrics."""
+        return [
+            PartialSum(metrics, tuple(rows), tuple(total.take_nodes()))
+            for metrics, (total, rows) in self._sums.items()
+        ]
+
+
+def to_buffers(partial: PartialSum) -> list[Buffer]:
+    """Write a partial sum as a small header and its flat arrays, which are not copied."""
+    nodes: list[list[object]] = []
+    arrays: list[Buffer] = []
+    for node in partial.nodes:
+        said: list[object] = [node.level, node.index]
+        if node.total is not None:
+            kinds = [[str(x.dtype).removeprefix("torch."), len(x)] for x in node.total.buffers]
+            said += [node.total.exponent, node.total.share, kinds]
+            arrays += [x.cpu().numpy().view(np.uint8).data for x in node.total.buffers]
+        nodes.append(said)
+    rows = [_row(row) for row in partial.rows]
+    return [json.dumps([sorted(partial.metrics), rows, nodes]).encode(), *arrays]
+
+
+def from_buffers(buffers: Sequence[Buffer]) -> PartialSum:
+    """Undo `to_buffers`; the sums lie in the memory that is given, and are not changed."""
+    metrics, rows, described = json.loads(bytes(buffers[0]))
+    arrays = iter(buffers[1:])
+    nodes = []
+    for level, index, *said in described:
+        total = None
+        if said:
+            exponent, share, kinds = said
+            flat = [_tensor(next(arrays), dtype, size) for dtype, size in kinds]
+            total = Sum(exponent, share, flat, is_own=False)
+        nodes.append(Node(level, index, total))
+    return PartialSum(frozenset(metrics), tuple(_unrow(row) for row in rows), tuple(nodes))
+
+
+def _row(row: SummedReply) -> dict[str, object]:
+    """Write an account; all its numbers are finite, and JSON keeps their bits."""
+    return {**vars(row), "traffic": vars(row.traffic)}
+
+
+def _unrow(said: dict[str, Any]) -> SummedReply:
+    return SummedReply(**{**said, "traffic": ClientTraffic(**said["traffic"])})
+
+
+def _tensor(buffer: Buffer, dtype: str, size: int) -> Tensor:
+    values = np.frombuffer(buffer, dtype=dtype, count=size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it may be read-only; we only read
+        return torch.from_numpy(values)

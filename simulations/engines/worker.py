@@ -1,0 +1,207 @@
+"""What a worker process does: one app, one thread, one client after another."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from flwr.app import RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+
+from fedcompress.errors import ConfigError
+from fedcompress.partial import SumPlan
+from simulations.engines import frames
+from simulations.engines.channel import Channel, Frame
+from simulations.engines.client_call import (
+    AppFactory,
+    ClientCall,
+    ClientResult,
+    Setting,
+    call_clients,
+    load_app,
+)
+from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
+from simulations.engines.packing import Json, Packer, Unpacker, pack_metadata, unpack_metadata
+from simulations.engines.shared_model import SharedModel, read_arrays
+from simulations.engines.summing import RangeSums, to_buffers
+
+# Answers of quick clients go back together: a frame costs both sides some 50 microseconds.
+SEND_EVERY_SECONDS = 0.01
+# With their sum goes a model or several, so it goes less often.
+SEND_SUMS_EVERY_SECONDS = 0.25
+
+
+def work(connection: socket.socket, client_app: object) -> None:
+    """Serve the driver until it closes the connection, which raises EOFError."""
+    torch.set_num_threads(1)
+    channel = Channel(connection, blocking=True)
+    try:
+        app = load_app(cast(AppFactory, client_app))
+    except Exception as error:  # noqa: BLE001 - building an app may raise anything
+        said = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        _greet(channel, said)
+        return
+    _greet(channel, "")
+    ClientWorker(channel, app).serve()
+
+
+def _greet(channel: Channel, said: str) -> None:
+    channel.send(frames.HELLO, [said.encode(), frames.CLOCK.pack(time.monotonic())])
+
+
+class ClientWorker:
+    """A resident process that calls clients' apps.
+
+    Parameters
+    ----------
+    channel : Channel
+        The connection to the driver.
+    app : callable
+        The ClientApp, built once.
+    """
+
+    def __init__(self, channel: Channel, app: ClientAppCallable) -> None:
+        self._channel = channel
+        self._app = app
+        self._stored = SharedModel()
+        self._round: Unpacker | None = None
+        self._setting = Setting(0, 0, {})
+        self._sums: RangeSums | None = None
+
+    def serve(self) -> None:
+        """Answer frames until the driver closes the connection, which raises EOFError."""
+        try:
+            while True:
+                frame = self._channel.receive()
+                if frame.kind == frames.ROUND:
+                    self._open_round(frame)
+                else:
+                    self._call_range(frame)
+        finally:
+            self._stored.close()
+
+    def _open_round(self, frame: Frame) -> None:
+        self._round = None  # its arrays go before the new ones come
+        opened = Unpacker(frame.parts)
+        (run_id, num_clients, names, values), arrays, shared, plan = opened.value
+        self._sums = None if plan is None else RangeSums(SumPlan.from_json(plan))
+        self._setting = Setting(run_id, num_clients, dict(zip(names, values, strict=True)))
+        opened.take_shared(shared, self._arrays(opened, *arrays))
+        self._round = opened
+
+    def _arrays(
+        self, opened: Unpacker, path: str | None, lengths: list[int], places: list[int], keep: bool
+    ) -> list[bytes]:
+        """Return the round's shared arrays, which lie in a file here or came with the frame."""
+        if path is not None:
+            return read_arrays(path, lengths)
+        arrays = [bytes(opened.part(place)) for place in places]
+        if keep:
+            try:
+                stored = self._stored.write(arrays)
+            except OSError:  # no room: the others get theirs from the driver
+                stored = ""
+            self._channel.send(frames.STORED, [stored.encode()])
+        return arrays
+
+    def _call_range(self, frame: Frame) -> None:
+        """Call the clients of one range; send their answers in order, several at a time."""
+        assert self._round is not None
+        unpacker = Unpacker(frame.parts).shared_with(self._round)
+        tell, is_timed, sums, tasks = unpacker.value
+        answers = _Answers(self._channel, self._sums if sums else None, is_timed)
+        begun: list[float] = []
+
+        def calls() -> Iterator[ClientCall]:
+            for position, metadata, content, state, _ in tasks:
+                if tell:
+                    answers.flush(began=position)
+                begun.append(time.monotonic())
+                yield ClientCall(
+                    unpack_metadata(metadata), unpacker.content(content), _read(state, unpacker)
+                )
+
+        results = call_clients(self._app, calls(), self._setting)
+        for task, result, began in zip(tasks, results, begun, strict=True):
+            answers.add(task[0], result, task[4], began)
+        answers.flush()
+
+
+class _Answers:
+    """Answers that wait to be sent; those whose updates are summed go when their block is whole.
+
+    Parameters
+    ----------
+    channel : Channel
+        The connection to the driver.
+    sums : RangeSums, optional
+        Where updates are summed, if they are; then the range is one of whole blocks.
+    is_timed : bool
+        Whether clients are waited for no longer than some time: then no answer waits for others.
+    """
+
+    def __init__(self, channel: Channel, sums: RangeSums | None, is_timed: bool) -> None:
+        self._channel = channel
+        self._sums = sums
+        self._send_every = (
+            SEND_EVERY_SECONDS if sums is None or is_timed else SEND_SUMS_EVERY_SECONDS
+        )
+        self._packer = Packer()
+        self._waiting: list[Json] = []
+        self._sent = time.monotonic()
+
+    def add(self, position: int, result: ClientResult, save_as: str | None, began: float) -> None:
+        reply, packer = result.reply, self._packer
+        if self._sums is not None:
+            reply = self._sums.add(position, reply)
+        self._waiting.append(
+            [
+                position,
+                pack_metadata(reply.metadata),
+                packer.content(reply.content) if reply.has_content() else None,
+                [reply.error.code, reply.error.reason] if reply.has_error() else None,
+                result.compute_seconds,
+                result.failure,
+                None if result.state is None else _save(result.state, save_as, packer),
+                began,
+                time.monotonic() - began,
+            ]
+        )
+        if time.monotonic() - self._sent > self._send_every:
+            self.flush()
+
+    def flush(self, began: int | None = None) -> None:
+        """Send what waits, and which client is called next."""
+        if self._waiting and (self._sums is None or self._sums.is_between_blocks):
+            sums = [] if self._sums is None else to_buffers(self._sums.take())
+            parts = [self._packer.part(buffer) for buffer in sums]
+            self._channel.post(frames.ANSWERS, self._packer.finish([self._waiting, parts]))
+            self._packer, self._waiting = Packer(), []
+            self._sent = time.monotonic()
+        if began is not None:
+            self._channel.post(frames.BEGAN, [str(began).encode()])
+        self._channel.flush()
+
+
+def _read(state: str | int | None, unpacker: Unpacker) -> RecordDict:
+    if state is None:
+        return RecordDict()
+    return records_from_bytes(
+        Path(state).read_bytes() if isinstance(state, str) else bytes(unpacker.part(state))
+    )
+
+
+def _save(state: RecordDict, path: str | None, packer: Packer) -> str | int:
+    data = records_to_bytes(state)
+    if path is not None:
+        try:
+            Path(path).write_bytes(data)
+        except OSError:  # no room there: the driver finds some
+            Path(path).unlink(missing_ok=True)
+        else:
+            return path
+    return packer.part(data)
