@@ -67,7 +67,7 @@ class Trace:
         self._began = time.monotonic()
         self._cell_began = self._began
         self._named: set[tuple[int, int]] = set()
-        self._pids: dict[str, int] = {}
+        self._pids = {"": 1}
         self._write("[\n")
         self._add([*_named(SERVER, 0, "server", "rounds")])
 
@@ -127,7 +127,7 @@ class Trace:
             pid, tid = self._pid(work[0].span.node), worker
             if (pid, tid) not in self._named:
                 self._named.add((pid, tid))
-                process = work[0].span.node or "workers"
+                process = f"workers of {work[0].span.node[:8]}" if pid > 1 else "workers"
                 yield from _named(pid, tid, process, f"worker {worker}")
             for burst in bursts(work):
                 yield from self._burst(burst, pid, tid, timeline.number)

@@ -67,11 +67,6 @@ class RayGrid(SimulatedGrid):
         Seconds that a client's call may take; one that takes longer is ended and answers with an
         error that names it.
 
-    Attributes
-    ----------
-    spans : list of ClientSpan
-        When the clients of the last round were worked on, in the order of their answers.
-
     Raises
     ------
     ConfigError
@@ -183,11 +178,10 @@ class RayGrid(SimulatedGrid):
         if answer.compute_seconds is not None:
             self.compute_seconds[node_id] = answer.compute_seconds
             self._costs.add(node_id, answer.seconds)
-            self.spans.append(
-                ClientSpan(
-                    node_id, answer.worker, answer.began, answer.seconds, answer.compute_seconds
-                )
-            )
+            assert self._pool is not None
+            at_work = answer.began, answer.seconds, answer.compute_seconds
+            node = self._pool.node(answer.worker)
+            self.spans.append(ClientSpan(node_id, answer.worker, *at_work, node))
         if answer.failure is not None:
             self._log_failure(node_id, answer.failure)
 

@@ -22,7 +22,7 @@ class ClientSpan(NamedTuple):
     compute_seconds : float
         How long the app was at work for this client; of what is done for several, its share.
     node : str
-        The machine of the worker; empty for the driver's own.
+        The id of the worker's machine; empty for the driver's own.
     """
 
     node_id: int

@@ -45,7 +45,8 @@ def seconds_figure(run: Run) -> Figure:
         caption="Wall-clock on this machine, median of each part over rounds and seeds. "
         "Download, train and encode are the mean of the workers that run the clients. Transfer: "
         "messages packed, sent, counted and unpacked. Wait: for the slowest worker. "
-        "The rest is the server's." + (_UNSPLIT if "clients" in names else ""),
+        "The rest is the server's, and decoding that workers do for it."
+        + (_UNSPLIT if "clients" in names else ""),
         description=described(spent, seconds_text),
         draw=lambda axes: stacked(
             axes,
