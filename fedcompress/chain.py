@@ -243,7 +243,7 @@ def _float_form(layout: Layout) -> FloatForm:
 
 def _is_finite(x: Tensor) -> bool:
     # A finite sum needs no second look; a sum may also overflow though every entry is finite.
-    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
+    return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
 def chain(*parts: Stage | Coder) -> Chain:

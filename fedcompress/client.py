@@ -101,7 +101,7 @@ def _train(
         return reply
     started = time.perf_counter()
     reply_key, trained = protocol.single_array_record(reply.content, "reply")
-    update = protocol.difference(protocol.record_to_tensors(trained), before)
+    update = protocol.update_of(trained, before)
     protocol.check_finite(update)
     compressor = parse(str(settings[protocol.UPLINK_KEY]))
     server_round = int(cast(int, settings[protocol.ROUND_KEY]))

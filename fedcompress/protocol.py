@@ -13,6 +13,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from fedcompress.dense import STYPE as DENSE_STYPE
 from fedcompress.dense import dense_array, dense_values, plain_array
 from fedcompress.errors import LayoutError, NotFiniteError, PayloadError
 from fedcompress.flower_adapter import record_of
@@ -32,6 +33,7 @@ BASE_KEY = "fedcompress.base"  # version of the reference model that the payload
 VERSION_KEY = "fedcompress.version"  # version that they lead to
 CHECKSUM_KEY = "fedcompress.checksum"  # of the reference model at that version
 ENCODE_SECONDS_KEY = "encode-seconds"
+_PLAIN = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 ERROR_PREFIX = "fedcompress: "  # of the reason in a client's error reply
 
 
@@ -85,6 +87,28 @@ def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dic
         name: x - before[name] if x.is_floating_point() else x
         for name, x in ((name, after[name]) for name in before)
     }
+
+
+def update_of(trained: ArrayRecord, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the update that leads from ``before`` to a record, as `difference` does.
+
+    Raises
+    ------
+    LayoutError
+        If names, shapes or dtypes differ, or an array cannot be read.
+    """
+    update: dict[str, Tensor] = {}
+    for name, x in before.items():
+        array = trained.get(name)
+        # numpy reads where the bytes lie; torch would have to copy what it must not write to.
+        plain = array is not None and x.dtype in _PLAIN and array.stype == DENSE_STYPE
+        after = dense_values(array) if array is not None and plain else None
+        if after is None or after.dtype != _PLAIN[x.dtype] or after.shape != x.shape:
+            return difference(record_to_tensors(trained), before)
+        update[name] = torch.from_numpy(np.asarray(after - x.numpy()))
+    if len(trained) != len(before):
+        return difference(record_to_tensors(trained), before)
+    return update
 
 
 def advance(before: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 import hashlib
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import DTypeLike
 
 
 def rng_for(
@@ -38,4 +40,17 @@ def rng_for(
     """
     key = "\x1f".join((str(int(seed)), str(int(round)), str(client), purpose))
     digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype="<u8")))
+    return np.random.Generator(np.random.Philox(_Key(np.frombuffer(digest, "<u8"))))  # type: ignore[arg-type]
+
+
+class _Key(ISeedSequence):
+    """Gives Philox its key; ``Philox(key=...)`` would first draw one from the system."""
+
+    def __init__(self, key: np.ndarray) -> None:
+        self._key = key
+
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint64) -> np.ndarray:
+        """Give the key, which is all that Philox asks for."""
+        if n_words != self._key.size or np.dtype(dtype) != np.uint64:
+            raise ValueError(f"a key of two 64-bit words is no state of {n_words} words")
+        return self._key

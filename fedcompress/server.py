@@ -54,10 +54,10 @@ class Compressed(Strategy):
     The clients' apps carry `compression_mod` (or are wrapped by `compress`). Each round the
     spec travels in the message's ConfigRecord; the client answers with one payload, which is
     checked, decoded and handed to the strategy inside. Strategies that take the weighted mean
-    of the clients' arrays are given that mean alone: payloads are added to one running sum, in
-    the order of the replies, sparse ones touching only the entries they hold. All others are
-    given every decoded model. Either way the result is that of the strategy inside on the
-    decoded models.
+    of the clients' arrays are given that mean alone: payloads are added up, sparse ones touching
+    only the entries they hold, here or where the clients run (see `SummingGrid`), with the same
+    bits either way. All others are given every decoded model. Either way the result is that of
+    the strategy inside on the decoded models.
 
     A client whose payload does not verify, or whose numbers are not finite, is left out and
     recorded in `last_round`; a round in which nothing usable came back keeps the model.

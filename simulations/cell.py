@@ -124,13 +124,14 @@ class TrainingSettings(Section):
     local_epochs: Count = 1
     batch_size: Count = 32
     proximal_mu: NotNegative = 0.0
+    path: Literal["auto", "eager", "compiled", "cohort"] = "auto"
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         from simulations.training import TrainingOptions
 
         try:
-            TrainingOptions(**self.model_dump())
+            TrainingOptions(**self.model_dump(exclude={"path"}))
         except ConfigError as error:
             raise ValueError(f".{str(error).removeprefix('training: ')}") from error
         return self

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import safetensors.numpy
+import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import nn
@@ -15,15 +16,22 @@ from simulations.cell import Cell
 from simulations.cell_folder import CellFolder, Saved, is_usable
 from simulations.checkpoint import load_strategy_state, strategy_state
 from simulations.engines import SimulatedGrid
-from simulations.events import CellDone, CellStarted, Event, Listener, RoundDone
+from simulations.events import (
+    CellDone,
+    CellStarted,
+    ClientsWatch,
+    Event,
+    Listener,
+    RoundDone,
+)
 from simulations.materials import materials_of
 from simulations.model_record import array_record, load_record, model_record, record_arrays
 from simulations.rounds import run_rounds
-from simulations.rows import before_training_row, client_rows, round_row
+from simulations.rows import before_training_row, client_rows, round_row, timeline_of
 from simulations.strategy import build_strategy
 from simulations.student import train_student
 from simulations.traffic import MeasuredGrid
-from simulations.training import Evaluation, evaluate
+from simulations.training import Evaluation, choose_path, evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +97,9 @@ class _CellRun:
         self._strategy = build_strategy(cell, self._materials)
         self._model = self._materials.new_model(cell.model, cell.seed)
         self.simulated = grid if isinstance(grid, SimulatedGrid) else None
+        if self.simulated is not None:
+            sizes = self._materials.partition.sizes()
+            self.simulated.expect_sizes(lambda node_id: float(sizes[node_id - 1]))
 
     def begin(self) -> ArrayRecord:
         """Start anew: record the model before training and give it."""
@@ -115,6 +126,8 @@ class _CellRun:
         """Run the rounds that are left, recording and saving; return the last model."""
         cell, dense_bytes = self._cell, _dense_bytes(self._model)
         saved_at = time.perf_counter()
+        if self.simulated is not None:
+            self.simulated.on_reply = ClientsWatch(cell, self._tell)
         for done in run_rounds(
             self._strategy,
             MeasuredGrid(self._grid),
@@ -129,9 +142,11 @@ class _CellRun:
             traffic = self._strategy.last_round
             measured = self.simulated.compute_seconds if self.simulated else {}
             clients = client_rows(done, traffic, self._client_of, measured)
-            row = round_row(done, traffic, clients, dense_bytes)
+            workers = self.simulated.num_workers if self.simulated else 1
+            timeline = timeline_of(done, traffic, self._client_of, workers)
+            row = round_row(done, traffic, clients, dense_bytes, timeline)
             self._folder.append(row, clients)
-            self._tell(RoundDone(cell, row))
+            self._tell(RoundDone(cell, row, timeline))
             waited = time.perf_counter() - saved_at
             if done.number < cell.rounds and waited >= checkpoint_seconds:
                 self._save(done.number, arrays)
@@ -162,6 +177,9 @@ class _CellRun:
             "rounds": cell.rounds,
             "final_accuracy": _mean(tested[-LAST_ROUNDS:]),
             "best_accuracy": max(tested, default=None),
+            "training_path": choose_path(
+                cell.training.path, self._model, self._materials.data, torch.device(cell.device)
+            ),
             "parameters": sum(p.numel() for p in self._model.parameters()),
             "uplink": cell.strategy.uplink_spec,
             "downlink": cell.strategy.downlink_spec,

@@ -11,35 +11,92 @@ from torch import nn
 from fedcompress import compression_mod, rng_for
 from fedcompress.protocol import array_records
 from simulations.cell import Cell, ModelSettings, TrainingSettings
+from simulations.engines.cohort import offer_cohorts, one_of_a_cohort
 from simulations.materials import Materials, materials_of
 from simulations.model_record import load_record, model_record
 from simulations.settings import Scalar
-from simulations.training import TrainingOptions, evaluate, train_locally
+from simulations.training import (
+    CohortMember,
+    LocalResult,
+    TrainingOptions,
+    evaluate,
+    train_cohort,
+    train_locally,
+)
 
 app = ClientApp(mods=[compression_mod])
 
 
 @app.train()
+@one_of_a_cohort
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's rows and return it with metrics."""
     cell, materials, client = _prepare(context)
     key, arrays = next(iter(array_records(message.content).items()))
-    config = message.content.get("config")
-    config = config if isinstance(config, ConfigRecord) else ConfigRecord()
     model = _model(cell.model, cell.data.name, materials)
     load_record(model, arrays)
-    server_round = int(_number(config, "server-round", 0))
-    proximal_mu = _number(config, "proximal-mu", cell.training.proximal_mu)
+    server_round, options = _told(cell, message)
     start = time.perf_counter()
     result = train_locally(
         model,
         materials.data,
         materials.rows(client),
-        _options(cell.training, proximal_mu),
+        options,
         rng_for(cell.seed, round=server_round, client=client, purpose="training"),
         cell.device,
+        cell.training.path,
     )
-    train_seconds = time.perf_counter() - start
+    return _reply(message, key, model, client, result, time.perf_counter() - start)
+
+
+def train_many(messages: list[Message], contexts: list[Context]) -> list[Message]:
+    """Train the clients of a cohort, which have the same global model, in one program."""
+    cell, materials, _ = _prepare(contexts[0])
+    clients = [int(context.node_config["partition-id"]) for context in contexts]
+    key, arrays = next(iter(array_records(messages[0].content).items()))
+    server_round, options = _told(cell, messages[0])
+    for message in messages[1:]:
+        sent = array_records(message.content)
+        if sent != {key: arrays} or _told(cell, message) != (server_round, options):
+            raise ValueError("the clients of a cohort were not sent the same")
+    model = _model(cell.model, cell.data.name, materials)
+    load_record(model, arrays)
+    members = [
+        CohortMember(
+            materials.rows(client),
+            rng_for(cell.seed, round=server_round, client=client, purpose="training"),
+        )
+        for client in clients
+    ]
+    start = time.perf_counter()
+    cohort = train_cohort(model, materials.data, members, options, cell.device)
+    seconds = (time.perf_counter() - start) / len(members)
+    replies = []
+    for place, (message, client) in enumerate(zip(messages, clients, strict=True)):
+        cohort.load(place)
+        replies.append(_reply(message, key, model, client, cohort.results[place], seconds))
+    return replies
+
+
+offer_cohorts(app, train_many)
+
+
+def _told(cell: Cell, message: Message) -> tuple[int, TrainingOptions]:
+    """Read the round, and how to train, from the cell and what the server's rule adds to it."""
+    config = message.content.get("config")
+    config = config if isinstance(config, ConfigRecord) else ConfigRecord()
+    proximal_mu = _number(config, "proximal-mu", cell.training.proximal_mu)
+    return int(_number(config, "server-round", 0)), _options(cell.training, proximal_mu)
+
+
+def _reply(
+    message: Message,
+    key: str,
+    model: nn.Module,
+    client: int,
+    result: LocalResult,
+    train_seconds: float,
+) -> Message:
     content = RecordDict(
         {
             key: model_record(model),
@@ -86,7 +143,7 @@ def _cell(run_config: tuple[tuple[str, Scalar], ...]) -> tuple[Cell, Materials]:
 
 @lru_cache(maxsize=4)
 def _options(settings: TrainingSettings, proximal_mu: float) -> TrainingOptions:
-    return TrainingOptions(**{**settings.model_dump(), "proximal_mu": proximal_mu})
+    return TrainingOptions(**{**settings.model_dump(exclude={"path"}), "proximal_mu": proximal_mu})
 
 
 def without_folder(run_config: dict[str, Scalar]) -> dict[str, Scalar]:

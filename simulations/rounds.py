@@ -10,6 +10,9 @@ from typing import final
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedcompress import Compressed, rng_for
+from simulations.engines import SimulatedGrid
+from simulations.engines.spans import ClientSpan
+from simulations.timeline import Phase, PhaseName
 from simulations.traffic import MeasuredGrid, MessageTraffic
 from simulations.training import Evaluation
 
@@ -35,6 +38,12 @@ class Round:
         The strategy's own.
     evaluation : Evaluation or None
         The global model on the test data; None in rounds without a test.
+    phases : tuple of Phase
+        What the server did, from making the messages to the test.
+    spans : tuple of ClientSpan
+        When the clients trained, where the engine tells.
+    began : float
+        In seconds of `time.monotonic`.
     """
 
     number: int
@@ -45,6 +54,9 @@ class Round:
     traffic: list[MessageTraffic]
     metrics: MetricRecord | None
     evaluation: Evaluation | None
+    phases: tuple[Phase, ...]
+    spans: tuple[ClientSpan, ...]
+    began: float
     round_seconds: float
     train_seconds: float
     evaluate_seconds: float
@@ -93,20 +105,23 @@ def run_rounds(
         Tests the global model after a round; may return None.
     """
     for number in range(first_round, last_round + 1):
-        started = time.perf_counter()
+        clock = _Clock()
         with _seeded_sampling(seed, number):
             messages = list(strategy.configure_train(number, arrays, ConfigRecord(), grid))
-        training = time.perf_counter()
+        clock.ended("download")
         replies = list(grid.send_and_receive(messages, timeout=timeout))
-        train_seconds = time.perf_counter() - training
+        train_seconds = clock.ended("clients")
+        spans = tuple(grid.grid.spans) if isinstance(grid.grid, SimulatedGrid) else ()
         reports = {reply.metadata.src_node_id: read_report(reply) for reply in replies}
         traffic = grid.take()
+        clock.skip()
         aggregated, metrics = strategy.aggregate_train(number, replies)
+        clock.ended_two("decode", "aggregate", strategy.last_round.aggregate_seconds)
         arrays = arrays if aggregated is None else aggregated
         _evaluate_on_clients(strategy, grid, arrays, seed, number, timeout)
-        testing = time.perf_counter()
+        testing = time.monotonic()
         evaluation = evaluate(number, arrays)
-        ended = time.perf_counter()
+        clock.ended("evaluate")
         yield Round(
             number=number,
             arrays=arrays,
@@ -116,10 +131,39 @@ def run_rounds(
             traffic=traffic,
             metrics=metrics,
             evaluation=evaluation,
-            round_seconds=ended - started,
+            phases=tuple(clock.phases),
+            spans=spans,
+            began=clock.began,
+            round_seconds=clock.now - clock.began,
             train_seconds=train_seconds,
-            evaluate_seconds=ended - testing,
+            evaluate_seconds=clock.now - testing,
         )
+
+
+@final
+class _Clock:
+    """Notes phases as they end, each beginning where the one before it ended."""
+
+    def __init__(self) -> None:
+        self.began = self.now = time.monotonic()
+        self.phases: list[Phase] = []
+
+    def ended(self, name: PhaseName) -> float:
+        """Note a phase that ends now; return its seconds."""
+        before, self.now = self.now, time.monotonic()
+        self.phases.append(Phase(name, before, self.now - before))
+        return self.now - before
+
+    def ended_two(self, first: PhaseName, second: PhaseName, seconds: float) -> None:
+        """Note two phases, of which the second ends now and took `seconds`."""
+        before, self.now = self.now, time.monotonic()
+        between = max(self.now - seconds, before)
+        self.phases.append(Phase(first, before, between - before))
+        self.phases.append(Phase(second, between, self.now - between))
+
+    def skip(self) -> None:
+        """Leave out what was done since the last phase."""
+        self.now = time.monotonic()
 
 
 def read_report(reply: Message) -> ClientReport:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedcompress.traffic import ClientDownlink, ClientTraffic, RoundTraffic
 from simulations.rounds import ClientReport, Round
+from simulations.timeline import ClientWork, RoundTimeline, split_round
 from simulations.training import Evaluation
 
 Row = dict[str, Any]
@@ -89,7 +90,52 @@ def _compute_seconds(
     return report.train_seconds + (outcome.encode_seconds or 0.0)
 
 
-def round_row(done: Round, traffic: RoundTraffic, clients: list[Row], dense_bytes: int) -> Row:
+def timeline_of(
+    done: Round,
+    traffic: RoundTraffic,
+    client_of: Callable[[int], int | None],
+    workers: int,
+) -> RoundTimeline:
+    """Join what the server, the engine and the clients say of a round's seconds.
+
+    Parameters
+    ----------
+    done : Round
+        The round.
+    traffic : RoundTraffic
+        What `Compressed` noted of it.
+    client_of : callable
+        Partition id of a node.
+    workers : int
+        How many workers the engine has.
+    """
+    outcomes = {client.node_id: client for client in traffic.clients}
+    silent = ClientReport(None, None, None, None)
+    work = []
+    for span in done.spans:
+        outcome = outcomes.get(span.node_id, ClientTraffic(span.node_id, "error"))
+        seconds = done.reports.get(span.node_id, silent).train_seconds
+        client, sent = client_of(span.node_id), outcome.uplink_payload_bytes
+        work.append(ClientWork.of(span, client, seconds, outcome.encode_seconds, sent))
+    here = sum(phase.seconds for phase in done.phases if phase.name == "decode")
+    return RoundTimeline(
+        done.number,
+        done.began,
+        done.round_seconds,
+        done.phases,
+        tuple(work),
+        workers,
+        max(traffic.decode_seconds - here, 0.0),
+    )
+
+
+def round_row(
+    done: Round,
+    traffic: RoundTraffic,
+    clients: list[Row],
+    dense_bytes: int,
+    timeline: RoundTimeline,
+) -> Row:
     """Sum the clients' rows of a round, and add what the server measured.
 
     `train_loss` is the mean over the clients kept, weighted by their examples.
@@ -128,6 +174,7 @@ def round_row(done: Round, traffic: RoundTraffic, clients: list[Row], dense_byte
         "decode_seconds": traffic.decode_seconds,
         "aggregate_seconds": traffic.aggregate_seconds,
         "evaluate_seconds": done.evaluate_seconds,
+        "split_seconds": split_round(timeline),
     }
 
 

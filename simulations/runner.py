@@ -1,24 +1,33 @@
 """Run a study: every cell that has no result yet, on one engine that stays for all of them."""
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 from simulations.cell_folder import CellFolder
 from simulations.cell_run import run_cell
 from simulations.engines import LocalGrid, RayGrid, SimulatedGrid
-from simulations.events import CellDone, Listener
+from simulations.events import CellDone, Event, Listener
 from simulations.materials import materials_of
 from simulations.readiness import check_ready
 from simulations.settings import Scalar
 from simulations.study import EngineSettings, Study
 from simulations.study_folder import StudyFolder
+from simulations.trace import Trace, check_trace_path
+from simulations.training_path import with_training_path
 
 logger = logging.getLogger(__name__)
 
 CLIENT_APP = "simulations.client_app:app"
 
 
-def run_study(study: Study, out: str | Path, *, listen: Listener | None = None) -> None:
+def run_study(
+    study: Study,
+    out: str | Path,
+    *,
+    listen: Listener | None = None,
+    profile: Path | None = None,
+) -> None:
     """Run the grid of cells, skipping finished ones and going on with one that was killed.
 
     A killed cell continues at its last checkpoint and ends with the same model and the same
@@ -32,6 +41,8 @@ def run_study(study: Study, out: str | Path, *, listen: Listener | None = None) 
         Folder of the records.
     listen : callable, optional
         Told of every event.
+    profile : Path, optional
+        File for what ran when; see `Trace`.
 
     Raises
     ------
@@ -46,27 +57,38 @@ def run_study(study: Study, out: str | Path, *, listen: Listener | None = None) 
     cells = study.cells()
     folder = StudyFolder(Path(out))
     folder.check(study)
+    if profile is not None:
+        check_trace_path(profile)
     check_ready([cell for cell in cells if folder.cell(cell).result() is None])
     data = materials_of(cells[0]).data
+    listeners: list[Listener] = [] if listen is None else [listen]
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
     grid: SimulatedGrid | None = None
-    with folder.claim(study, data):
+    with ExitStack() as stack:
+        stack.enter_context(folder.claim(study, data))
+        if profile is not None:
+            listeners.append(stack.enter_context(Trace(profile)))
         try:
             for cell in cells:
                 own = folder.cell(cell)
                 result = own.result()
                 if result is not None:
                     _warn_of_damage(own)
-                    if listen is not None:
-                        listen(CellDone(cell, result, skipped=True))
+                    tell(CellDone(cell, result, skipped=True))
                     continue
                 clients = materials_of(cell).partition.num_clients
-                run_config = cell.to_run_config()
+                decided = with_training_path(cell, folder.path)
+                run_config = decided.to_run_config()
                 if grid is None:
                     grid = open_grid(study.engine, clients, run_config)
                 else:
                     grid.reset(num_clients=clients, run_config=run_config)
                 run_cell(
-                    cell, grid, own, listen=listen, checkpoint_seconds=study.checkpoint_seconds
+                    decided, grid, own, listen=tell, checkpoint_seconds=study.checkpoint_seconds
                 )
         finally:
             if grid is not None:

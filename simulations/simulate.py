@@ -37,7 +37,7 @@ class SimulateOptions:
     engine : "ray" or "local"
         Where clients run.
     workers : int or "auto"
-        Ray workers.
+        Worker processes.
     address : str or None
         Head of a running Ray cluster.
     seed : int

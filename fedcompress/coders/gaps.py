@@ -26,6 +26,9 @@ _HISTOGRAM, _GEOMETRIC = 0, 1
 _MODELLED_BITS = 3  # a mean gap spans this many octaves of modelled values
 _MAX_ALPHABET = 4096
 _ONE = 1 << 32
+_LONG = 1 << 14  # integers from which on a histogram may leave some out
+_TABLE_BITS = 6  # of each value in a histogram
+_SLACK = 16  # bytes by which coded integers may be shorter than their cost
 
 
 def random_bits(count: int, n: int) -> float:
@@ -41,14 +44,28 @@ def encode_gaps(indices: np.ndarray, n: int) -> bytes:
     low_bits = _low_bits(count, n)
     low = pack_bits(gaps & ((1 << low_bits) - 1), low_bits)
     high = gaps >> low_bits
-    best = bytes((_HISTOGRAM,)) + encode_integers(high)
     largest = int(high.max())
-    if 0 < largest < _MAX_ALPHABET:
-        weights = _geometric_weights(count, n, low_bits, largest + 1)
-        counts = np.bincount(high, minlength=largest + 1)
-        if cost_bits(counts, weights) / 8 + 4 < len(best):
-            best = bytes((_GEOMETRIC,)) + write_varint(largest + 1) + ans_encode(high, weights)
-    return low + best
+    if not 0 < largest < _MAX_ALPHABET:
+        return low + bytes((_HISTOGRAM,)) + encode_integers(high)
+    weights = _geometric_weights(count, n, low_bits, largest + 1)
+    counts = np.bincount(high, minlength=largest + 1)
+    geometric_bytes = cost_bits(counts, weights) / 8 + 4
+    # Mostly the histogram's table alone decides, and there is no need to code by it.
+    if geometric_bytes >= _fewest_bytes(counts):
+        by_histogram = bytes((_HISTOGRAM,)) + encode_integers(high)
+        if geometric_bytes >= len(by_histogram):
+            return low + by_histogram
+    return low + bytes((_GEOMETRIC,)) + write_varint(largest + 1) + ans_encode(high, weights)
+
+
+def _fewest_bytes(counts: np.ndarray) -> float:
+    """Bound from below what `encode_integers` makes of integers with these counts."""
+    seen = np.flatnonzero(counts)
+    span, size = int(seen[-1] - seen[0]), int(counts.sum())
+    if span == 0 or size >= _LONG:
+        return 0.0
+    modelled = cost_bits(counts, counts) / 8 + packed_size(span + 1, _TABLE_BITS) - _SLACK
+    return min(modelled, packed_size(size, span.bit_length()))
 
 
 def decode_gaps(data: memoryview, count: int, n: int) -> np.ndarray:

@@ -36,7 +36,7 @@ from fedcompress.wire import read_varint, write_varint
 
 _ZERO, _PLAIN, _NEIGHBOURS = 0, 1, 2
 _LEARNT_BELOW = 8192  # symbols
-_ONE_LANE_BELOW = 10_000  # each lane more takes four bytes
+_ONE_LANE_BELOW = 12_000  # each lane more takes four bytes
 _SURE_MEAN = 0.02  # of the energy
 _SURE_GAIN = 0.1  # share of energy that neighbours take away where we need not compare
 

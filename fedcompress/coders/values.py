@@ -1,5 +1,7 @@
 """Tensors as bytes, and floats coded byte plane by byte plane."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ def tensor_from_bytes(
     data: memoryview | np.ndarray, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """Read a tensor from exactly its bytes; the tensor owns its memory."""
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     if len(data) != size * dtype.itemsize:
         raise PayloadError(
             f"payload: {size} values of {dtype} take {size * dtype.itemsize} bytes, "

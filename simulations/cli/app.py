@@ -82,7 +82,7 @@ def run(
         Engine | None, typer.Option(help="Where clients run.", show_default="as the study says")
     ] = None,
     workers: Annotated[
-        str | None, typer.Option(metavar="N", help="Ray workers: a number, or auto.")
+        str | None, typer.Option(metavar="N", help="Worker processes: a number, or auto.")
     ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Head of a running Ray cluster.")
@@ -91,6 +91,14 @@ def run(
         bool, typer.Option("--resume", help="Go on with a run; refuse to start a new one.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[FILE]",
+            help="Write what ran when, for ui.perfetto.dev, to FILE.json or FILE.json.gz "
+            "(default: trace.json in --out).",
+        ),
+    ] = None,
 ) -> None:
     """Run a study: every strategy with every seed, then a table and a report.
 
@@ -110,6 +118,7 @@ def run(
         address=address,
         resume=resume,
         quiet=quiet,
+        profile=profile,
     )
 
 
@@ -134,7 +143,7 @@ def simulate(
     ] = None,
     engine: Annotated[Engine, typer.Option(help="Where clients run.")] = Engine.ray,
     workers: Annotated[
-        str, typer.Option(metavar="N", help="Ray workers: a number, or auto.")
+        str, typer.Option(metavar="N", help="Worker processes: a number, or auto.")
     ] = "auto",
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Head of a running Ray cluster.")
@@ -223,6 +232,16 @@ def init(
     write_start(folder)
 
 
+def _with_profile(arguments: list[str]) -> list[str]:
+    """Let ``--profile`` stand without its FILE, which Typer's options cannot."""
+    alone = "--profile="
+    after = [*arguments[1:], ""]
+    return [
+        alone if word == "--profile" and not following.endswith((".json", ".json.gz")) else word
+        for word, following in zip(arguments, after, strict=True)
+    ]
+
+
 def main() -> None:
     """Run the command; a mistake ends it with one line on stderr and no traceback."""
     # Read by the libraries when they are imported, so set before any is.
@@ -230,7 +249,7 @@ def main() -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
-        status = typer.main.get_command(app)(standalone_mode=False)
+        status = typer.main.get_command(app)(_with_profile(sys.argv[1:]), standalone_mode=False)
     except BaseException as error:
         explained = None if isinstance(error, SystemExit) else explain(error)
         if explained is None:

@@ -27,6 +27,7 @@ def run_command(
     address: str | None,
     resume: bool,
     quiet: bool,
+    profile: str | None = None,
 ) -> None:
     """Load the study, run it with progress, and show its results.
 
@@ -49,7 +50,10 @@ def run_command(
     if resume and not (folder / "study.json").is_file():
         raise ConfigError(f"{folder} holds no run to resume; leave --resume out to start one")
     with nullcontext() if quiet else StudyProgress(study, console) as progress:
-        run_study(study, folder, listen=progress)
+        trace = None if profile is None else Path(profile or folder / "trace.json")
+        run_study(study, folder, listen=progress, profile=trace)
+    if trace is not None and not quiet:
+        console.print(f"{trace}: open it at ui.perfetto.dev", highlight=False, markup=False)
     show_results(folder, console, quiet=quiet, keep=True)
 
 

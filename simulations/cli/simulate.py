@@ -65,7 +65,7 @@ def simulate_command(
     console = console if console.is_terminal else Console(width=PIPED_WIDTH)
 
     def say_start(grid: SimulatedGrid) -> None:
-        workers = f" on {grid.num_workers} Ray workers" if isinstance(grid, RayGrid) else ""
+        workers = f" on {grid.num_workers} workers" if isinstance(grid, RayGrid) else ""
         clients = f"{options.clients:,} client{'s' if options.clients > 1 else ''}"
         _say(console, f"{app.name}: {clients}{workers}")
         _say(console, f"uplink {uplink or _dense(downlink)}, downlink {downlink or 'dense'}")

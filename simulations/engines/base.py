@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +23,7 @@ from simulations.engines.flower_internals import (
     sample_without_copies,
     set_message_id,
 )
+from simulations.engines.spans import ClientSpan
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ class SimulatedGrid(Grid, ABC):
         Seconds inside the client's app by node id, of each client's last call.
     unanswered : list of int
         Node ids whose reply did not come within the timeout of the last `send_and_receive`.
+    spans : list of ClientSpan
+        When the clients of the last `send_and_receive` were worked on.
+    on_reply : callable or None
+        Told of each reply as it comes: how many there are now, and of how many messages.
     """
 
     def __init__(self, num_clients: int, run_config: UserConfig) -> None:
@@ -56,6 +61,8 @@ class SimulatedGrid(Grid, ABC):
         self.compute_seconds: dict[int, float] = {}
         self.unanswered: list[int] = []
         sample_without_copies()
+        self.spans: list[ClientSpan] = []
+        self.on_reply: Callable[[int, int], None] | None = None
         assume_server_identity(RUN_ID)
 
     # ------------------------------------------------------------------ what an engine provides
@@ -76,6 +83,11 @@ class SimulatedGrid(Grid, ABC):
     @abstractmethod
     def _clear_states(self) -> None:
         """Forget the state of every client."""
+
+    @property
+    def num_workers(self) -> int:
+        """How many clients can be at work at a time."""
+        return 1
 
     @abstractmethod
     def close(self) -> None:
@@ -153,7 +165,12 @@ class SimulatedGrid(Grid, ABC):
         ]
         deadline = None if timeout is None else time.monotonic() + timeout
         self._failures_logged = 0
-        replies = dict(self._execute(requests, deadline)) if requests else {}
+        self.spans = []
+        replies: dict[int, Message] = {}
+        for position, reply in self._execute(requests, deadline) if requests else ():
+            replies[position] = reply
+            if self.on_reply is not None:
+                self.on_reply(len(replies), len(requests))
         self.unanswered = [
             request.metadata.dst_node_id
             for position, request in enumerate(requests)
@@ -201,7 +218,14 @@ class SimulatedGrid(Grid, ABC):
         self.sum_updates(None)
         self.compute_seconds.clear()
         self.unanswered = []
+        self.spans = []
         self._clear_states()
+
+    def expect_sizes(self, sizes: Callable[[int], float] | None) -> None:
+        """Say how large each client is, for instance its number of samples, by node id.
+
+        It changes no result; engines with several workers balance them by it. `reset` forgets it.
+        """
 
     def client_states(self) -> dict[int, bytes]:
         """Return the states that changed since the last call, serialised, by node id."""

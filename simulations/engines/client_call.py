@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
-from flwr.app import Context, Error, Message, Metadata, RecordDict, UserConfig
+from flwr.app import Context, Error, Message, MessageType, Metadata, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedcompress.errors import ConfigError
+from simulations.engines.cohort import (
+    call_together,
+    cohort_size,
+    cohorts_of,
+    wants_cohorts,
+)
 from simulations.engines.flower_internals import (
     CLIENT_RAISED,
     build_message,
@@ -31,6 +39,7 @@ class Setting:
     run_id: int
     num_clients: int
     run_config: UserConfig
+    num_messages: int = 0  # of the round; 0: unknown, and no client is trained in a cohort
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class ClientCall:
     metadata: Metadata
     content: RecordDict
     state: RecordDict
+    position: int = 0  # of the message in its round
 
 
 def load_app(client_app: AppFactory) -> ClientAppCallable:
@@ -95,9 +105,30 @@ def load_app(client_app: AppFactory) -> ClientAppCallable:
 def call_clients(
     app: ClientAppCallable, calls: Iterable[ClientCall], setting: Setting
 ) -> Iterator[ClientResult]:
-    """Call the app for clients one after another; results come in their order, each when ready."""
-    for call in calls:
-        yield call_client(app, call, setting)
+    """Call the app for clients; results come in their order, each when ready.
+
+    Where the run wants cohorts and the app trains them (`offer_cohorts`), the calls of one cohort
+    are made together. For results that do not depend on who makes which calls, all calls of a
+    cohort must be among these; see `cohort_size`.
+    """
+    train_many = cohorts_of(app) if wants_cohorts(setting.run_config) else None
+    if train_many is None or setting.num_messages < 2:
+        for call in calls:
+            yield call_client(app, call, setting)
+        return
+    size = cohort_size(setting.num_messages)
+    for _, group in itertools.groupby(calls, key=lambda call: _cohort_of(call, size)):
+        together = [partial(call_client, app, call, setting) for call in group]
+        if len(together) == 1:
+            yield together[0]()
+            continue
+        for result, seconds in call_together(together, train_many):
+            yield replace(result, compute_seconds=result.compute_seconds + seconds)
+
+
+def _cohort_of(call: ClientCall, size: int) -> tuple[bool, int]:
+    is_train = call.metadata.message_type.split(".")[0] == MessageType.TRAIN
+    return is_train, call.position // size if is_train else call.position
 
 
 def call_client(app: ClientAppCallable, call: ClientCall, setting: Setting) -> ClientResult:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord, Error, Message, Metadata, RecordDict, UserConfig
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+    UserConfig,
+)
 from flwr.app.message import make_message
 from flwr.common.config import (
     flatten_dict,
@@ -21,21 +32,21 @@ from flwr.common.constant import (
     ErrorCode,
 )
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import Array as ArrayProto
+from flwr.proto.recorddict_pb2 import ArrayRecord as ArrayRecordProto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import fedavg, strategy_utils
 from flwr.supercore.constant import DEFAULT_SIMULATION_CONFIG
-from flwr.supercore.inflatable.inflatable_object import (
-    InflatableObject,
-    get_all_nested_objects,
-    no_object_id_recompute,
-)
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedcompress.dense import share_array as copy_array
-from fedcompress.dense import share_record
+from fedcompress.dense import plain_array, share_record
+from fedcompress.flower_adapter import record_of
+from fedcompress.wire import read_varint, write_varint
+
+R = TypeVar("R", RecordDict, ArrayRecord, MetricRecord, ConfigRecord)
 
 T = TypeVar("T")
 
@@ -54,22 +65,20 @@ __all__ = [
     "MAX_CHUNK_BYTES",
     "REPLY_REFUSED",
     "SERVER_NODE_ID",
-    "InflatableObject",
     "Run",
     "app_settings",
     "assume_server_identity",
     "build_message",
-    "copy_array",
     "copy_records",
     "empty_run",
+    "filled",
     "load_component",
     "merge_run_config",
-    "no_object_id_recompute",
     "records_from_bytes",
+    "records_to_buffers",
     "records_to_bytes",
     "sample_without_copies",
     "set_message_id",
-    "transport_bytes",
 ]
 
 
@@ -97,6 +106,12 @@ def build_message(
 def set_message_id(message: Message, message_id: str) -> None:
     """Name a message, as Flower's own grids do when they push it."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def filled(record: R, items: Mapping[str, object]) -> R:
+    """Fill an empty record with what came out of one, which Flower has checked already."""
+    vars(record)["_data"].update(items)
+    return record
 
 
 def sample_without_copies() -> None:
@@ -138,21 +153,111 @@ def copy_records(records: RecordDict) -> RecordDict:
 
 
 def records_to_bytes(records: RecordDict) -> bytes:
-    """Serialise records as Flower's protobuf message."""
-    return bytes(recorddict_to_proto(records).SerializeToString())
+    """Serialise records as Flower's protobuf message; array bytes are copied once."""
+    return b"".join(records_to_buffers(records))
+
+
+def records_to_buffers(records: RecordDict) -> list[bytes]:
+    """Serialise records as Flower's protobuf message, in pieces of which no array is copied."""
+    pieces: list[bytes] = []
+    for key, record in records.items():
+        if not isinstance(record, ArrayRecord):
+            alone = RecordDict({key: record})
+            pieces.append(bytes(recorddict_to_proto(alone).SerializeToString()))
+            continue
+        arrays: list[bytes] = []
+        for name, array in record.items():
+            head = _array_head(array.dtype, tuple(array.shape), array.stype)
+            if array.data:
+                head += _begin(_DATA, len(array.data))
+            value = _begin(_VALUE, len(head) + len(array.data))
+            name_field = _text(name)
+            size = len(name_field) + len(value) + len(head) + len(array.data)
+            arrays += [_begin(_ITEMS, size) + name_field + value + head, array.data]
+        size = sum(map(len, arrays))
+        item = _text(key) + _begin(_ARRAY_RECORD, size)
+        pieces += [_begin(_ITEMS, len(item) + size) + item, *arrays]
+    return pieces
 
 
 def records_from_bytes(data: bytes) -> RecordDict:
     """Undo `records_to_bytes`."""
-    return recorddict_from_proto(RecordDictProto.FromString(data))
+    records = RecordDict()
+    view = memoryview(data)
+    for number, start, end in _fields(view):
+        fields = list(_fields(view[start:end]))
+        if number == _ITEMS and [field for field, _, _ in fields] == [_KEY, _ARRAY_RECORD]:
+            (_, key_start, key_end), (_, record_start, record_end) = fields
+            item = view[start:end]
+            key = str(item[key_start:key_end], "utf-8")
+            records[key] = _arrays_from(item[record_start:record_end])
+        else:
+            whole = _begin(number, end - start) + bytes(view[start:end])
+            records.update(recorddict_from_proto(RecordDictProto.FromString(whole)))
+    return records
 
 
-def transport_bytes(thing: InflatableObject) -> dict[str, int]:
-    """Bytes of every object that Flower's transport sends for one thing, by object id."""
-    return {
-        object_id: len(nested.deflate())
-        for object_id, nested in get_all_nested_objects(thing).items()
-    }
+def _arrays_from(view: memoryview) -> ArrayRecord:
+    arrays: dict[str, Array] = {}
+    for _, start, end in _fields(view):
+        item = view[start:end]
+        name, value = "", memoryview(b"")
+        for number, first, last in _fields(item):
+            if number == _KEY:
+                name = str(item[first:last], "utf-8")
+            else:
+                value = item[first:last]
+        head, content = len(value), b""
+        before = 0
+        for number, first, last in _fields(value):
+            if number == _DATA:
+                head, content = before, bytes(value[first:last])
+            before = last
+        arrays[name] = plain_array(*_read_array_head(bytes(value[:head])), content)
+    return record_of(arrays)
+
+
+# How protobuf lays out what is long: a tag, a length, and as many bytes. The numbers of the
+# fields are Flower's own; a test compares the bytes with those that protobuf writes.
+_ITEMS = RecordDictProto.DESCRIPTOR.fields_by_name["items"].number
+_KEY = RecordDictProto.Item.DESCRIPTOR.fields_by_name["key"].number
+_ARRAY_RECORD = RecordDictProto.Item.DESCRIPTOR.fields_by_name["array_record"].number
+_VALUE = ArrayRecordProto.Item.DESCRIPTOR.fields_by_name["value"].number
+_DATA = ArrayProto.DESCRIPTOR.fields_by_name["data"].number
+
+
+def _begin(number: int, size: int) -> bytes:
+    return write_varint(number << 3 | 2) + write_varint(size)
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return _begin(_KEY, len(data)) + data if data else b""
+
+
+def _fields(view: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Give number, start and end of each field; all of ours have a length."""
+    position = 0
+    while position < len(view):
+        tag, position = read_varint(view, position)
+        if tag & 7 != 2:
+            raise ValueError(f"client state: a field of kind {tag & 7}; the bytes are damaged")
+        size, position = read_varint(view, position)
+        if size > len(view) - position:
+            raise ValueError("client state: the bytes are cut short")
+        yield tag >> 3, position, position + size
+        position += size
+
+
+@lru_cache(maxsize=1024)
+def _array_head(dtype: str, shape: tuple[int, ...], stype: str) -> bytes:
+    return bytes(ArrayProto(dtype=dtype, shape=shape, stype=stype).SerializeToString())
+
+
+@lru_cache(maxsize=1024)
+def _read_array_head(head: bytes) -> tuple[str, tuple[int, ...], str]:
+    array = ArrayProto.FromString(head)
+    return array.dtype, tuple(array.shape), array.stype
 
 
 def app_settings(folder: Path) -> dict[str, Any]:

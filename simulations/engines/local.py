@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from flwr.app import Message, RecordDict, UserConfig
 
 from simulations.engines.base import SimulatedGrid
-from simulations.engines.client_call import AppFactory, ClientCall, call_client, load_app
+from simulations.engines.client_call import AppFactory, ClientCall, call_clients, load_app
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
+from simulations.engines.spans import ClientSpan
 from simulations.engines.summing import RangeSums
 
 
@@ -42,13 +44,11 @@ class LocalGrid(SimulatedGrid):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a Ray worker: sums on two threads round differently
         try:
-            for position, message in enumerate(messages):
-                if deadline is not None and time.monotonic() >= deadline:
-                    return
-                node_id = message.metadata.dst_node_id
-                state = self._states.get(node_id, RecordDict())
-                call = ClientCall(message.metadata, message.content, state)
-                result = call_client(self._app, call, self._setting())
+            setting = replace(self._setting(), num_messages=len(messages))
+            results = call_clients(self._app, self._calls(messages, deadline), setting)
+            began = time.monotonic()
+            for position, result in enumerate(results):
+                node_id = messages[position].metadata.dst_node_id
                 if deadline is not None and time.monotonic() >= deadline:
                     return  # too late: as if the client had never answered
                 self.compute_seconds[node_id] = result.compute_seconds
@@ -59,11 +59,22 @@ class LocalGrid(SimulatedGrid):
                     self._changed.add(node_id)
                 if sums is not None:
                     sums.add(position, result.reply)  # the reply itself stays whole
+                ended = time.monotonic()
+                span = ClientSpan(node_id, 0, began, ended - began, result.compute_seconds)
+                self.spans.append(span)
+                began = ended
                 yield position, result.reply
         finally:
             if sums is not None:
                 self._sums.append(sums.take())
             torch.set_num_threads(threads)
+
+    def _calls(self, messages: Sequence[Message], deadline: float | None) -> Iterator[ClientCall]:
+        for position, message in enumerate(messages):
+            if deadline is not None and time.monotonic() >= deadline:
+                return
+            state = self._states.get(message.metadata.dst_node_id, RecordDict())
+            yield ClientCall(message.metadata, message.content, state, position)
 
     def _read_state(self, node_id: int) -> bytes:
         return records_to_bytes(self._states.get(node_id, RecordDict()))

@@ -9,7 +9,9 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Metadata, MetricRecord, RecordDict
 
+from fedcompress.dense import plain_array
 from simulations.engines.channel import Part
+from simulations.engines.flower_internals import filled
 
 Json = Any  # what `json` writes and reads
 Record = ArrayRecord | MetricRecord | ConfigRecord
@@ -170,21 +172,24 @@ class Unpacker:
         """Unpack a message's content; what is shared is the same object each time."""
         if isinstance(packed, int):
             return self._contents[packed]
-        records = RecordDict()
-        for key, record in packed:
-            records[key] = self._records[record] if isinstance(record, int) else self.record(record)
-        return records
+        records = {
+            key: self._records[record] if isinstance(record, int) else self.record(record)
+            for key, record in packed
+        }
+        return filled(RecordDict(), records)
 
     def record(self, packed: Json) -> Record:
         """Unpack one record."""
         if packed[0] == _ARRAYS:
-            arrays = ArrayRecord()
+            arrays = {}
             for name, dtype, shape, stype, data in packed[1]:
                 content = bytes(self._parts[data]) if data > 0 else self._arrays[~data]
-                arrays[name] = Array(dtype, tuple(shape), stype, content)
-            return arrays
+                arrays[name] = plain_array(dtype, tuple(shape), stype, content)
+            return filled(ArrayRecord(), arrays)
         items = dict(zip(packed[1], packed[2], strict=True))
-        return MetricRecord(items) if packed[0] == _METRICS else ConfigRecord(items)
+        if packed[0] == _METRICS:
+            return filled(MetricRecord(), items)
+        return filled(ConfigRecord(), items)
 
 
 def pack_metadata(metadata: Metadata) -> Json:

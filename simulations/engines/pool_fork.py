@@ -30,7 +30,7 @@ _SERVE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from simulations.engines.fork_server import serve; serve(int(sys.argv[1]))"
 )
-_ANSWER_SECONDS = 60.0
+_ANSWER_SECONDS = 180.0
 
 
 class ForkServer:
@@ -165,6 +165,7 @@ class ForkPool(WorkerPool):
         try:
             status = self._server.end(pid)
         except OSError:
+            self._server.close()  # should it live: it may still answer what is no longer asked
             return "the process that it was forked from is gone"
         if not os.WIFSIGNALED(status):
             return f"it ended by itself with status {os.waitstatus_to_exitcode(status)}"

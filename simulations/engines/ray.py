@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from flwr.app import Message, UserConfig
 
@@ -14,6 +15,7 @@ from fedcompress.aggregation import block_size
 from fedcompress.errors import ConfigError
 from simulations.engines.base import SimulatedGrid
 from simulations.engines.client_call import AppFactory
+from simulations.engines.cohort import cohort_size, wants_cohorts
 from simulations.engines.pool import WorkerPool
 from simulations.engines.round import Answer, Round
 from simulations.engines.schedule import (
@@ -23,22 +25,9 @@ from simulations.engines.schedule import (
     RangeQueue,
 )
 from simulations.engines.shared_model import SharedModel
+from simulations.engines.spans import ClientSpan
 from simulations.engines.state_files import StateFiles
 from simulations.engines.summing import RoundSums
-
-
-class ClientSpan(NamedTuple):
-    """When one client was worked on.
-
-    `began` is in seconds of the driver's `time.monotonic`. The worker was busy for `seconds`:
-    reading state and message, `compute_seconds` in the app, and writing the answer.
-    """
-
-    node_id: int
-    worker: int
-    began: float
-    seconds: float
-    compute_seconds: float
 
 
 class RayGrid(SimulatedGrid):
@@ -81,11 +70,6 @@ class RayGrid(SimulatedGrid):
         Most bytes of client states held in memory, the rest lie on the disk; default a quarter of
         what ``/dev/shm`` holds.
 
-    Attributes
-    ----------
-    spans : list of ClientSpan
-        When the clients of the last round were worked on, in the order of their answers.
-
     Raises
     ------
     ConfigError
@@ -123,7 +107,6 @@ class RayGrid(SimulatedGrid):
             )
         self._client_timeout = client_timeout
         self._costs = CostModel()
-        self.spans: list[ClientSpan] = []
         self._states = StateFiles(state_bytes)
         self._model = SharedModel()
         self._pool: WorkerPool | None = None
@@ -149,11 +132,7 @@ class RayGrid(SimulatedGrid):
         return 0 if self._pool is None else self._pool.count
 
     def expect_sizes(self, sizes: Callable[[int], float] | None) -> None:
-        """Say how large each client is, for instance its number of samples, by node id.
-
-        Sizes balance the workers and change no result; without them each client is expected to
-        take as long as the last time. `reset` forgets them.
-        """
+        """Say how large each client is; without sizes it is expected to take as long as before."""
         self._costs.clear(sizes)
 
     # ------------------------------------------------------------------ a round
@@ -162,17 +141,20 @@ class RayGrid(SimulatedGrid):
     ) -> Iterator[tuple[int, Message]]:
         if self._pool is None:
             raise ConfigError("RayGrid: it is closed; make a new one")
-        self.spans = []
         node_ids = [message.metadata.dst_node_id for message in messages]
         costs = self._costs.costs(node_ids, self.compute_seconds)
         share = FIRST_SHARE if self._costs.knows else FIRST_SHARE_UNKNOWN
-        queue = RangeQueue(costs, block_size(len(messages)), sorted(self._pool.ready), share)
+        setting = replace(self._setting(), num_messages=len(messages))
+        size = block_size(len(messages))
+        if wants_cohorts(setting.run_config):  # of whole blocks, and never divided among workers
+            size = max(size, cohort_size(len(messages)))
+        queue = RangeQueue(costs, size, sorted(self._pool.ready), share)
         plan = self._plan_for(messages)
         sums = None if plan is None else RoundSums(plan)
         this_round = Round(
             self._pool,
             messages,
-            self._setting(),
+            setting,
             self._states,
             self._model,
             queue,
@@ -200,11 +182,10 @@ class RayGrid(SimulatedGrid):
         if answer.compute_seconds is not None:
             self.compute_seconds[node_id] = answer.compute_seconds
             self._costs.add(node_id, answer.seconds)
-            self.spans.append(
-                ClientSpan(
-                    node_id, answer.worker, answer.began, answer.seconds, answer.compute_seconds
-                )
-            )
+            assert self._pool is not None
+            at_work = answer.began, answer.seconds, answer.compute_seconds
+            node = self._pool.node(answer.worker)
+            self.spans.append(ClientSpan(node_id, answer.worker, *at_work, node))
         if answer.failure is not None:
             self._log_failure(node_id, answer.failure)
 
@@ -239,4 +220,7 @@ def _ray_runs_here() -> bool:
 
 
 def _workers_here(cpus_per_worker: float) -> int:
-    return max(int(len(os.sched_getaffinity(0)) / cpus_per_worker + 1e-9), 1)
+    # macOS does not say which of its CPUs are this process's.
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(int(cpus / cpus_per_worker + 1e-9), 1)

@@ -216,7 +216,13 @@ class Round:
         places = [packer.part(buffer) for buffer in buffers] if path is None else []
         return packer.finish(
             [
-                [setting.run_id, setting.num_clients, list(config), list(config.values())],
+                [
+                    setting.run_id,
+                    setting.num_clients,
+                    list(config),
+                    list(config.values()),
+                    setting.num_messages,
+                ],
                 [path, [len(buffer) for buffer in buffers], places, keep],
                 self._shared.pack(packer),
                 None if self._sums is None else self._sums.plan.to_json(),

@@ -2,28 +2,29 @@
 
 How an engine uses it. Its grid is a `SummingGrid`: `sum_updates(plan)` is called before a round's
 messages are sent, with a plan or with None. If ``plan.covers(messages)`` holds for the next
-`_execute`, the engine gives its workers whole blocks of ``plan.block_size`` neighbouring
-positions (any blocks, in any order; runs of neighbours cost least) and sends them the plan, once
-a round: it is plain values. A worker then does ::
+messages, the engine gives its workers whole blocks of ``plan.block_size`` neighbouring positions
+(any blocks, in any order; runs of neighbours cost least) and sends them the plan, once a round:
+`SumPlan.to_json` gives plain values. A worker then does ::
 
     sums = RangeSums(plan)                      # once a round
     for position, reply in ...:                 # each reply, errors too, in any order
         reply = sums.add(position, reply)       # without its arrays, if they are in the sum
         ...                                     # send it as any reply
-    buffers = to_buffers(sums.take())           # after each range of blocks
+    if sums.is_between_blocks:                  # now or then, and at the end of a range
+        buffers = to_buffers(sums.take())
 
 and sends ``buffers``: a small header, then a few flat arrays, at most two a level of the tree.
-The replies of a range and its buffers belong together: the engine must take both or neither,
-for instance by sending the replies behind the last block of the range. It then does ::
+They belong together with all replies added since the last `take`: the engine must get both or
+neither, as in one frame. It then does ::
 
     whole = RoundSums(plan)                     # once a round
     whole.take(from_buffers(buffers))           # the memory is free again afterwards
     ...
     whole.finish()                              # what the grid's `take_sums` gives
 
-A range of a worker that died is run again as any of its clients, by any worker; a block whose
-last clients come too late is taken without them (`take` counts as missing what was not added).
-Whatever the ranges, the mean has the same bits.
+What a worker that died had not sent is run again by any worker. Blocks of which only a part is
+run again are not summed in workers: their replies come back whole, and the server adds them, as it
+does with all replies that cannot be summed. Whatever the ranges, the mean has the same bits.
 """
 
 from __future__ import annotations

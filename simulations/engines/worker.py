@@ -32,8 +32,10 @@ from simulations.engines.summing import RangeSums, to_buffers
 
 # Answers of quick clients go back together: a frame costs both sides some 50 microseconds.
 SEND_EVERY_SECONDS = 0.01
-# With their sum goes a model or several, so it goes less often.
+# With their sum goes a model or several, so it goes less often: where clients are waited for no
+# longer than some time, as often as takes no more than this share of it.
 SEND_SUMS_EVERY_SECONDS = 0.25
+SENDING_SHARE = 0.05
 
 
 def work(connection: socket.socket, client_app: object) -> None:
@@ -88,9 +90,10 @@ class ClientWorker:
     def _open_round(self, frame: Frame) -> None:
         self._round = None  # its arrays go before the new ones come
         opened = Unpacker(frame.parts)
-        (run_id, num_clients, names, values), arrays, shared, plan = opened.value
+        (run_id, num_clients, names, values, count), arrays, shared, plan = opened.value
         self._sums = None if plan is None else RangeSums(SumPlan.from_json(plan))
-        self._setting = Setting(run_id, num_clients, dict(zip(names, values, strict=True)))
+        config = dict(zip(names, values, strict=True))
+        self._setting = Setting(run_id, num_clients, config, count)
         opened.take_shared(shared, self._arrays(opened, *arrays))
         self._round = opened
 
@@ -120,10 +123,13 @@ class ClientWorker:
         def calls() -> Iterator[ClientCall]:
             for position, metadata, content, state, _ in tasks:
                 if tell:
-                    answers.flush(began=position)
+                    answers.next(position)
                 begun.append(time.monotonic())
                 yield ClientCall(
-                    unpack_metadata(metadata), unpacker.content(content), _read(state, unpacker)
+                    unpack_metadata(metadata),
+                    unpacker.content(content),
+                    _read(state, unpacker),
+                    position,
                 )
 
         results = call_clients(self._app, calls(), self._setting)
@@ -148,6 +154,7 @@ class _Answers:
     def __init__(self, channel: Channel, sums: RangeSums | None, is_timed: bool) -> None:
         self._channel = channel
         self._sums = sums
+        self._is_timed = is_timed
         self._send_every = (
             SEND_EVERY_SECONDS if sums is None or is_timed else SEND_SUMS_EVERY_SECONDS
         )
@@ -172,20 +179,31 @@ class _Answers:
                 time.monotonic() - began,
             ]
         )
-        if time.monotonic() - self._sent > self._send_every:
+        if self._is_due:
             self.flush()
 
-    def flush(self, began: int | None = None) -> None:
-        """Send what waits, and which client is called next."""
-        if self._waiting and (self._sums is None or self._sums.is_between_blocks):
-            sums = [] if self._sums is None else to_buffers(self._sums.take())
-            parts = [self._packer.part(buffer) for buffer in sums]
-            self._channel.post(frames.ANSWERS, self._packer.finish([self._waiting, parts]))
-            self._packer, self._waiting = Packer(), []
-            self._sent = time.monotonic()
-        if began is not None:
-            self._channel.post(frames.BEGAN, [str(began).encode()])
-        self._channel.flush()
+    @property
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._sent > self._send_every
+
+    def next(self, began: int) -> None:
+        """Say which client is called next, and send what waits if that may be now."""
+        if self._sums is None or self._is_due:
+            self.flush()
+        self._channel.send(frames.BEGAN, [str(began).encode()])
+
+    def flush(self) -> None:
+        """Send what waits, but no part of a block that is summed."""
+        if not self._waiting or not (self._sums is None or self._sums.is_between_blocks):
+            return
+        started = time.monotonic()
+        sums = [] if self._sums is None else to_buffers(self._sums.take())
+        parts = [self._packer.part(buffer) for buffer in sums]
+        self._channel.send(frames.ANSWERS, self._packer.finish([self._waiting, parts]))
+        self._packer, self._waiting = Packer(), []
+        self._sent = time.monotonic()
+        if sums and self._is_timed:
+            self._send_every = max(SEND_EVERY_SECONDS, (self._sent - started) / SENDING_SHARE)
 
 
 def _read(state: str | int | None, unpacker: Unpacker) -> RecordDict:

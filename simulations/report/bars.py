@@ -1,7 +1,7 @@
 """Bytes by direction and by stream, as stacked bars."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -37,12 +37,12 @@ def direction_figure(run: Run) -> Figure:
         caption="Whole training messages of a run, mean over seeds. Payload: the compressed "
         "arrays. Envelope: what Flower's message adds. Catch-up: the first model and missed "
         "updates.",
-        description=_described(sent),
-        draw=lambda axes: _stacked(axes, sent, _DIRECTION_COLORS, order=run.labels, share=False),
-        legend=_legend(DIRECTIONS, _DIRECTION_COLORS),
-        height_inches=_height(len(sent)),
+        description=described(sent),
+        draw=lambda axes: stacked(axes, sent, _DIRECTION_COLORS, order=run.labels, share=False),
+        legend=legend_of(DIRECTIONS, _DIRECTION_COLORS),
+        height_inches=height_of(len(sent)),
         columns=("Strategy", *DIRECTIONS, "all"),
-        rows=_rows(sent),
+        rows=table_of(sent),
     )
 
 
@@ -71,12 +71,12 @@ def stream_figure(run: Run) -> Figure:
         caption="Share of each stream in the uplink payload; beside the bar, the mean payload of "
         "one client in one round. Symbols: quantized values. Index: which entries are sent. "
         "Overhead: header and lengths. A strategy that sends plain arrays has no streams.",
-        description=_described(sent),
-        draw=lambda axes: _stacked(axes, sent, colors, order=run.labels, share=True),
-        legend=_legend(names, colors),
-        height_inches=_height(len(sent)),
+        description=described(sent),
+        draw=lambda axes: stacked(axes, sent, colors, order=run.labels, share=True),
+        legend=legend_of(names, colors),
+        height_inches=height_of(len(sent)),
         columns=("Strategy", *names, "all"),
-        rows=_rows(sent),
+        rows=table_of(sent),
     )
 
 
@@ -94,14 +94,17 @@ def _direction_bytes(traffic: Traffic) -> list[int]:
     ]
 
 
-def _stacked(
+def stacked(
     axes: Axes,
     sent: Mapping[str, Sequence[float]],
     colors: Sequence[str],
     *,
     order: Sequence[str],
     share: bool,
+    text: Callable[[float], str] = bytes_text,
+    axis: str = "Sent in a run, both directions",
 ) -> None:
+    """Draw one bar for each label, its parts one after another, what they sum to beside it."""
     labels = list(sent)
     largest = max((sum(parts) for parts in sent.values()), default=0.0)
     for row, label in enumerate(labels):
@@ -123,19 +126,19 @@ def _stacked(
             )
             left += part * unit
         gap = (100 if share else largest) * 0.015
-        axes.text(left + gap, row, bytes_text(total), va="center", ha="left", fontsize=8)
+        axes.text(left + gap, row, text(total), va="center", ha="left", fontsize=8)
     axes.set_yticks(range(len(labels)), [shortened(label) for label in labels])
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlim(0, (100 if share else max(largest, 1)) * 1.2)
+    axes.set_xlim(0, (100 if share else largest or 1) * 1.2)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0, labelsize=8.5)
     if share:
         axes.set_xticks([0, 25, 50, 75, 100])
         axes.set_xlabel("Share of the uplink payload, %")
     else:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("Sent in a run, both directions")
+        axes.set_xlabel(axis)
 
 
 def shortened(label: str, longest: int = 28) -> str:
@@ -143,21 +146,28 @@ def shortened(label: str, longest: int = 28) -> str:
     return label if len(label) <= longest else label[: longest - 1] + "…"
 
 
-def _height(rows: int) -> float:
+def height_of(rows: int) -> float:
+    """Return the inches that a figure of so many bars takes."""
     return 1.15 + 0.36 * max(rows, 2)
 
 
-def _legend(names: Sequence[str], colors: Sequence[str]) -> tuple[LegendEntry, ...]:
+def legend_of(names: Sequence[str], colors: Sequence[str]) -> tuple[LegendEntry, ...]:
+    """Return what each colour means."""
     return tuple(LegendEntry(name, color) for name, color in zip(names, colors, strict=True))
 
 
-def _rows(sent: Mapping[str, Sequence[float]]) -> tuple[tuple[str, ...], ...]:
+def table_of(
+    sent: Mapping[str, Sequence[float]], text: Callable[[float], str] = bytes_text
+) -> tuple[tuple[str, ...], ...]:
+    """Return the numbers behind the bars, each with their sum at the end."""
     return tuple(
-        (label, *(bytes_text(part) for part in parts), bytes_text(sum(parts)))
-        for label, parts in sent.items()
+        (label, *(text(part) for part in parts), text(sum(parts))) for label, parts in sent.items()
     )
 
 
-def _described(sent: Mapping[str, Sequence[float]]) -> str:
-    totals = [f"{label}: {bytes_text(sum(parts))}" for label, parts in sent.items()]
+def described(
+    sent: Mapping[str, Sequence[float]], text: Callable[[float], str] = bytes_text
+) -> str:
+    """Return the bars' sums in words."""
+    totals = [f"{label}: {text(sum(parts))}" for label, parts in sent.items()]
     return "; ".join(totals) + "." if totals else "No finished cell."

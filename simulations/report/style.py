@@ -30,6 +30,8 @@ STACK = (
     "#7d8b9d",
     "#86b4e6",
     "#e7b6c9",
+    "#6b4a2f",
+    "#a9c46c",
 )
 """Parts of a bar: another set than the strategies', so that neither is taken for the other."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

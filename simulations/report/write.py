@@ -8,6 +8,7 @@ from simulations.report.curves import curve_figures
 from simulations.report.figure import FORMATS, Figure, render
 from simulations.report.page import page
 from simulations.report.run import Run, load_run
+from simulations.report.seconds import seconds_figure
 from simulations.report.simulated import time_figure
 from simulations.report.summary import summary_table
 from simulations.report.tables import csv_table, latex_table, markdown_table
@@ -63,7 +64,10 @@ def current_report(folder: str | Path) -> Path | None:
 
 def all_figures(run: Run) -> list[Figure]:
     """Return every figure of a report, in the page's order."""
-    return [*curve_figures(run), time_figure(run), direction_figure(run), stream_figure(run)]
+    bars, seconds = [direction_figure(run), stream_figure(run)], seconds_figure(run)
+    if seconds.rows:  # older records say nothing of it
+        bars.append(seconds)
+    return [*curve_figures(run), time_figure(run), *bars]
 
 
 def _write(path: Path, content: bytes) -> None:

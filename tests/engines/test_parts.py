@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Metadata, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.common.serde import recorddict_to_proto
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcompress.aggregation import block_size
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, FedcompressError
 from simulations.engines.channel import Channel, Frame, Part
 from simulations.engines.flower_internals import (
     CLIENT_CRASHED,
@@ -144,6 +145,7 @@ def test_every_value_is_packed_exactly(values: list[bytes | float | str]) -> Non
         records[f"{number}"] = ConfigRecord({"part": value, "": [value, value]})
     packer = Packer()
     unpacker = Unpacker(views(packer.finish(packer.content(records))))
+    assert unpacker.content(unpacker.value) == records or "nan" in repr(records)
     assert repr(unpacker.content(unpacker.value)) == repr(records)
     metadata = Metadata(1, "a", 2, 3, "b", "c", 1.1, 2.2, "train", None, 4)
     assert vars(unpack_metadata(json.loads(json.dumps(pack_metadata(metadata))))) == vars(metadata)
@@ -234,6 +236,19 @@ def test_flowers_serialisation_is_as_we_take_it() -> None:
     del records.metric_records["metrics"]["none"]
     assert records_from_bytes(records_to_bytes(records)) == records
     assert records_from_bytes(b"") == RecordDict()
+    for some in (
+        records,
+        RecordDict({"": ArrayRecord({"": Array("", (), "", b"")}), "ü": ArrayRecord()}),
+        RecordDict({"s": ArrayRecord({"scalar": Array(np.array(3)), "none": Array(np.ones(0))})}),
+    ):
+        data = recorddict_to_proto(some).SerializeToString()
+        assert records_to_bytes(some) == data
+        read = records_from_bytes(data)
+        assert read == some
+        assert list(read) == list(some)
+    for damaged in (data[:-1], data[:1], b"\x08\x01", b"\xff" * 12):
+        with pytest.raises((ValueError, FedcompressError)):
+            records_from_bytes(damaged)
     assert (CLIENT_RAISED, CLIENT_CRASHED) == (
         ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
         ErrorCode.CLIENT_APP_CRASHED,

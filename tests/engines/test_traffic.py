@@ -6,10 +6,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from simulations.engines import LocalGrid
+from simulations.engines.flower_internals import MAX_CHUNK_BYTES, build_message
+from simulations.engines.message_bytes import Meter
 from simulations.traffic import MeasuredGrid
 
 CLIENT_APP = "engine_client:app"
@@ -81,3 +93,59 @@ def test_measuring_leaves_nothing_in_the_message(round_of: Any) -> None:
 
 def _echo(message: Message, context: object) -> Message:
     return Message(message.content, reply_to=message)
+
+
+SCALARS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1), st.sampled_from([0, 1, -1, 63, 64, -64, -65, 2**62, -(2**62)])
+)
+NUMBERS = st.one_of(SCALARS, st.floats(width=64), st.lists(SCALARS, max_size=3))
+NAMES = st.text(max_size=4)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> ArrayRecord | MetricRecord | ConfigRecord:
+    """Any record; some hold equal arrays, equal values, or nothing."""
+    kind = draw(st.sampled_from(["arrays", "metrics", "config"]))
+    if kind == "metrics":
+        return MetricRecord(draw(st.dictionaries(NAMES, NUMBERS, max_size=3)))
+    if kind == "config":
+        values = st.one_of(NUMBERS, st.booleans(), st.text(max_size=200), st.binary(max_size=3))
+        return ConfigRecord(draw(st.dictionaries(NAMES, values, max_size=4)))
+    record = ArrayRecord()
+    for name in draw(st.sets(NAMES, max_size=3)):
+        data = bytes(draw(st.sampled_from([0, 1, 5, 10, 99, 100, 10_000])))
+        stype = draw(st.sampled_from(["numpy.ndarray", "fedcompress.v1"]))
+        shape = draw(st.sampled_from([(len(data),), (), (2, 50)]))
+        record[name] = Array("uint8", shape, stype, data)
+    return record
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    held=st.lists(st.tuples(NAMES, records()), max_size=4),
+    nodes=st.tuples(st.integers(1, 2**63 - 1), st.integers(1, 2**63 - 1)),
+    texts=st.tuples(NAMES, NAMES),
+    numbers=st.tuples(st.floats(0, 1e10), st.floats(0, 1e10)),
+)
+def test_any_message_weighs_what_flower_sends(
+    held: list[tuple[str, Any]],
+    nodes: tuple[int, int],
+    texts: tuple[str, str],
+    numbers: tuple[float, float],
+) -> None:
+    metadata = Metadata(7, "", *nodes, *texts, *numbers, "train")
+    message = build_message(metadata, RecordDict(dict(held)))
+    counted = Meter().bytes_of(message)
+    assert counted == pushed_bytes(message)
+    assert Meter().bytes_of(message) == counted
+
+
+def test_arrays_of_several_chunks_weigh_what_flower_sends() -> None:
+    zeros = np.zeros(3 * MAX_CHUNK_BYTES + 1000, np.uint8)
+    mixed = zeros.copy()
+    mixed[MAX_CHUNK_BYTES] = 1
+    arrays = ArrayRecord(
+        {"zeros": Array(zeros), "mixed": Array(mixed), "tail": Array(zeros[:1000])}
+    )
+    message = Message(RecordDict({"arrays": arrays}), 1, "train")
+    assert Meter().bytes_of(message) == pushed_bytes(message)

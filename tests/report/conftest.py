@@ -121,6 +121,17 @@ def write_cell(
                 "decode_seconds": 0.01,
                 "aggregate_seconds": 0.01,
                 "evaluate_seconds": 0.02,
+                "split_seconds": {
+                    "download": 0.03,
+                    "train": 0.3,
+                    "encode": 0.005,
+                    "transfer": 0.05,
+                    "wait": 0.045,
+                    "decode": 0.01,
+                    "aggregate": 0.01,
+                    "evaluate": 0.02,
+                    "other": 0.03,
+                },
             }
         )
         client_rows += [

@@ -84,7 +84,7 @@ def page_only(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_figure_is_on_the_page_and_in_its_files(report: Path) -> None:
     page = Page(report.read_text("utf-8"))
     figures = all_figures(load_run(report.parent))
-    assert len(figures) == 6
+    assert len(figures) == 7
     for figure in figures:
         assert page.ids[figure.name] == 1
         assert figure.title in page.texts
@@ -228,14 +228,14 @@ def test_rounds_without_evaluation_are_passed_over(make_run: MakeRun) -> None:
     assert dense.rounds.tolist() == [0, 5, 10]
     assert dense.uplink_bytes.tolist() == [0, 5 * 4 * 40_000, 10 * 4 * 40_000]
     assert drawn["STC both ways"].rounds.tolist() == []
-    assert Page(write_report(folder).read_text("utf-8")).tags["figure"] == 6
+    assert Page(write_report(folder).read_text("utf-8")).tags["figure"] == 7
 
 
 @pytest.mark.usefixtures("page_only")
 def test_more_strategies_than_colours(make_run: MakeRun, strategies: Strategies) -> None:
     many = [replace(strategies[1], label=f"quantize({bits})") for bits in range(1, 12)]
     page = Page(write_report(make_run(many, seeds=(1, 2), rounds=3)).read_text("utf-8"))
-    assert page.tags["figure"] == 6
+    assert page.tags["figure"] == 7
 
 
 @pytest.mark.usefixtures("page_only")

@@ -25,6 +25,7 @@ STRATEGIES = {
     "robust": {"method": "multikrum", "uplink": "quantize(step=0.4) | entropy()"},
     "predicted": {"uplink": "momentum(delta(quantize(step=2.0) | entropy()))"},
     "adaptive": {"method": "fedadam", "uplink": "random_k(0.1) | quantize(4) | entropy()"},
+    "cohorts": {"uplink": "error_feedback(top_k(0.1) | quantize(8) | entropy())"},
     "distilled": {"method": "feddf", "uplink": "sign() | entropy()", "distill": {"steps": 10}},
 }
 
@@ -36,7 +37,10 @@ def cell(strategy: str) -> Cell:
             "rounds": 3,
             "partition": {"clients": 12, "alpha": 0.3},
             "model": {"name": "mlp", "hidden": [24]},
-            "training": {"batch_size": 16},
+            "training": {
+                "batch_size": 16,
+                "path": "cohort" if strategy == "cohorts" else "auto",
+            },
             "federation": {"fraction": 0.5},
             "proxy": {"samples": 40},
             "strategy": STRATEGIES[strategy],
@@ -71,7 +75,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 
 @pytest.fixture(scope="module")
 def four_cpus() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -84,11 +88,13 @@ def test_every_client_of_the_local_run_sent_a_payload(local: dict[str, Outcome])
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("four_cpus")
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_ray_gives_the_same_bytes_and_model(
-    workers: int, tmp_path: Path, local: dict[str, Outcome]
+@pytest.mark.parametrize(
+    ("workers", "use_ray"), [(1, False), (2, False), (4, False), (1, True), (2, True)]
+)
+def test_workers_give_the_same_bytes_and_model(
+    workers: int, use_ray: bool, tmp_path: Path, local: dict[str, Outcome]
 ) -> None:
-    with RayGrid(APP, 12, workers=workers) as grid:
+    with RayGrid(APP, 12, workers=workers, use_ray=use_ray) as grid:
         for name in STRATEGIES:
             rows, model = run(cell(name), grid, tmp_path / name)
             assert rows == local[name][0]

@@ -262,7 +262,7 @@ def test_progress_never_wraps_nor_jumps(width: int, study_file: Path) -> None:
             paper = Console(width=width, file=io.StringIO(), record=True)
             paper.print(progress.bars.get_renderable())
             lines = paper.export_text().splitlines()
-            assert len(lines) == 2
+            assert len(lines) == 3
             assert f"signs [EF], seed {cell.seed}" in lines[0]
             assert "accuracy  50.0%" in lines[1]
             assert ("down" in lines[1]) == (width >= 80)

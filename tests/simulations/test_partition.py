@@ -109,7 +109,7 @@ def test_divided_once(digits: FederatedData, monkeypatch: pytest.MonkeyPatch) ->
     again = partition_data(digits, "iid", 7, seed=5)
     assert isinstance(first, Partition)
     assert isinstance(again, Partition)
-    assert isinstance(again.indices, np.memmap)
+    assert isinstance(again.indices.base, np.memmap)
     assert np.array_equal(first.indices, again.indices)
 
 
