@@ -66,7 +66,7 @@ def _work(settings: dict[str, Scalar], weights: Tensor, total: Tensor, pipe: Con
     cell = Cell.from_run_config(settings)
     materials = materials_of(cell)
     model = materials.new_model(cell.model, 0)
-    options = TrainingOptions(**cell.training.model_dump())
+    options = TrainingOptions(**cell.training.model_dump(exclude={"path"}))
     pipe.send("ready")
     while (work := pipe.recv()) is not None:
         number, clients = work
@@ -75,7 +75,7 @@ def _work(settings: dict[str, Scalar], weights: Tensor, total: Tensor, pipe: Con
             _load(model, weights)
             rng = rng_for(cell.seed, round=number, client=client, purpose="training")
             rows = materials.rows(client)
-            train_locally(model, materials.data, rows, options, rng)
+            train_locally(model, materials.data, rows, options, rng, path=cell.training.path)
             total.add_(_flat(model), alpha=len(rows))
         pipe.send("done")
 

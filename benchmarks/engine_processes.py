@@ -48,7 +48,7 @@ def worker_pss_mb(named: list[int] | None = None) -> list[float]:
     ----------
     named : list of int, optional
         Ids of the workers; without it all processes below this one that train clients: Ray's
-        actors, else those that `multiprocessing` made.
+        actors, else those that `multiprocessing` or a server of forks made.
     """
     workers = named if named is not None else _workers()
     return sorted(size for size in map(_pss_mb, workers) if size is not None)
@@ -68,11 +68,13 @@ def _workers() -> list[int]:
     ]
     if actors:
         return actors
-    forked = ("spawn_main", "forkserver")
+    forked = ("spawn_main", "forkserver", "fork_server")
     return [
         process
         for process, command in below.items()
-        if any(word in command for word in forked) and "resource_tracker" not in command
+        if any(word in command for word in forked)
+        and "resource_tracker" not in command
+        and not list(descendants(process))  # what others are forked from trains nobody
     ]
 
 

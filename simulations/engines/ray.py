@@ -66,6 +66,9 @@ class RayGrid(SimulatedGrid):
     client_timeout : float, optional
         Seconds that a client's call may take; one that takes longer is ended and answers with an
         error that names it.
+    state_bytes : int, optional
+        Most bytes of client states held in memory, the rest lie on the disk; default a quarter of
+        what ``/dev/shm`` holds.
 
     Raises
     ------
@@ -85,6 +88,7 @@ class RayGrid(SimulatedGrid):
         gpus_per_worker: float = 0.0,
         use_ray: bool | Literal["auto"] = "auto",
         client_timeout: float | None = None,
+        state_bytes: int | None = None,
     ) -> None:
         super().__init__(num_clients, run_config or {})
         if workers != "auto" and workers < 1:
@@ -103,7 +107,7 @@ class RayGrid(SimulatedGrid):
             )
         self._client_timeout = client_timeout
         self._costs = CostModel()
-        self._states = StateFiles()
+        self._states = StateFiles(state_bytes)
         self._model = SharedModel()
         self._pool: WorkerPool | None = None
         try:

@@ -6,13 +6,18 @@ import random
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import FedAvg, strategy_utils
 
 from fedcompress import Compressed
+from simulations.cell import Cell
+from simulations.cell_folder import CellFolder
+from simulations.cell_run import run_cell
 from simulations.engines import LocalGrid
+from simulations.records import read_rows
 
 
 @contextmanager
@@ -62,3 +67,40 @@ def test_drawing_lists_no_clients() -> None:
         assert len(asked(strategy, grid, 1)) == 100
         messages = strategy.configure_evaluate(1, ArrayRecord(), ConfigRecord(), grid)
         assert len(list(messages)) == 100
+
+
+def test_a_run_holds_nothing_of_clients_that_take_no_part(tmp_path: Path) -> None:
+    spec = "error_feedback(top_k(0.05) | quantize(4))"
+
+    def run(clients: int) -> tuple[LocalGrid, int, list[dict[str, object]]]:
+        cell = Cell.checked(
+            {
+                "rounds": 3,
+                "data": {"name": "digits"},
+                "partition": {"kind": "drawn", "clients": clients, "samples_per_client": 5},
+                "model": {"name": "mlp", "hidden": (8,)},
+                "federation": {"fraction": 10 / clients},
+                "strategy": {"uplink": spec, "downlink": spec},
+            },
+            "test",
+        )
+        folder = CellFolder(tmp_path / str(clients), cell)
+        grid = LocalGrid("simulations.client_app:app", clients, run_config=cell.to_run_config())
+        tracemalloc.start()
+        try:
+            run_cell(cell, grid, folder, checkpoint_seconds=0)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        return grid, peak, read_rows(folder.path / "clients.jsonl")
+
+    run(100)  # what is imported and kept
+    _, few_peak, _ = run(1_000)
+    grid, many_peak, rows = run(200_000)
+    asked = {row["node_id"] for row in rows}
+    assert len(rows) == 30
+    assert all(row["status"] == "ok" for row in rows)
+    assert max(int(str(node_id)) for node_id in asked) > 1_000
+    assert set(grid.compute_seconds) == set(grid._states) == asked
+    # Of 200,000 objects of any kind the smallest would take 1.6 MB for their places alone.
+    assert many_peak < few_peak + 800_000
