@@ -7,7 +7,7 @@ from typing import Any
 
 from fedcompress.traffic import ClientDownlink, ClientTraffic, RoundTraffic
 from simulations.rounds import ClientReport, Round
-from simulations.timeline import ClientWork, RoundTimeline, split_round
+from simulations.timeline import ClientWork, RoundTimeline, split_round, trained_together
 from simulations.training import Evaluation
 
 Row = dict[str, Any]
@@ -123,7 +123,7 @@ def timeline_of(
         done.began,
         done.round_seconds,
         done.phases,
-        tuple(work),
+        trained_together(work),
         workers,
         max(traffic.decode_seconds - here, 0.0),
     )

@@ -1,7 +1,7 @@
 """Where the seconds of a round went: phases on the server, and what each worker did meanwhile."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, final
 
 from simulations.engines.spans import ClientSpan
@@ -161,6 +161,22 @@ def _split_clients(phase: Phase, timeline: RoundTimeline) -> Mapping[str, float]
     total["decode"] = min(timeline.decode_seconds, total["transfer"])
     total["transfer"] -= total["decode"]
     return {name: seconds / count for name, seconds in total.items()}
+
+
+def trained_together(work: Sequence[ClientWork]) -> tuple[ClientWork, ...]:
+    """Give each client of a cohort its share of the training.
+
+    A client says how long it waited for the cohort's program: the first one for all of it, the last
+    one hardly. Its share is in `compute_seconds`.
+    """
+    shared = []
+    for own in by_worker_of(work).values():
+        for _, _, together in bursts(own):
+            longest = max(one.train_seconds for one in together)
+            for one in together:
+                most = one.span.compute_seconds - one.encode_seconds
+                shared.append(replace(one, train_seconds=min(longest, most)))
+    return tuple(shared)
 
 
 def by_worker_of(work: Sequence[ClientWork]) -> dict[int, list[ClientWork]]:

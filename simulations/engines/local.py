@@ -45,8 +45,9 @@ class LocalGrid(SimulatedGrid):
         torch.set_num_threads(1)  # as in a Ray worker: sums on two threads round differently
         try:
             setting = replace(self._setting(), num_messages=len(messages))
-            results = call_clients(self._app, self._calls(messages, deadline), setting)
-            began = time.monotonic()
+            begun: list[float] = []
+            calls = self._calls(messages, deadline, begun)
+            results = call_clients(self._app, calls, setting)
             for position, result in enumerate(results):
                 node_id = messages[position].metadata.dst_node_id
                 if deadline is not None and time.monotonic() >= deadline:
@@ -59,20 +60,23 @@ class LocalGrid(SimulatedGrid):
                     self._changed.add(node_id)
                 if sums is not None:
                     sums.add(position, result.reply)  # the reply itself stays whole
-                ended = time.monotonic()
-                span = ClientSpan(node_id, 0, began, ended - began, result.compute_seconds)
-                self.spans.append(span)
-                began = ended
+                began = begun[position]
+                seconds = time.monotonic() - began
+                self.spans.append(ClientSpan(node_id, 0, began, seconds, result.compute_seconds))
                 yield position, result.reply
         finally:
             if sums is not None:
                 self._sums.append(sums.take())
             torch.set_num_threads(threads)
 
-    def _calls(self, messages: Sequence[Message], deadline: float | None) -> Iterator[ClientCall]:
+    def _calls(
+        self, messages: Sequence[Message], deadline: float | None, begun: list[float]
+    ) -> Iterator[ClientCall]:
+        """Yield the calls, noting when each begins: those of a cohort begin together."""
         for position, message in enumerate(messages):
             if deadline is not None and time.monotonic() >= deadline:
                 return
+            begun.append(time.monotonic())
             state = self._states.get(message.metadata.dst_node_id, RecordDict())
             yield ClientCall(message.metadata, message.content, state, position)
 

@@ -178,6 +178,22 @@ def test_a_run_is_traced(tmp_path: Path, name: str) -> None:
     assert {type(event) for event in told} <= {CellStarted, ClientsDone, RoundDone, CellDone}
 
 
+def test_clients_of_a_cohort_share_its_time(tmp_path: Path) -> None:
+    told: list[Event] = []
+    together = study(training={"path": "cohort"}, strategies=[{"label": "dense"}])
+    run_study(together, tmp_path / "run", listen=told.append, profile=tmp_path / "trace.json")
+    for event in told:
+        if isinstance(event, RoundDone) and event.timeline is not None:
+            seconds = [one.train_seconds for one in event.timeline.work]
+            assert min(seconds) > 0
+            parts = split_round(event.timeline)
+            assert parts["train"] == pytest.approx(sum(seconds), rel=0.1)
+            assert parts["train"] <= event.row["train_seconds"]
+    events = read_trace(tmp_path / "trace.json")
+    assert check_trace(events).total() == 2 * 3
+    assert sum(event["name"] == "3 clients together" for event in events) == 2
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_workers_have_rows_of_their_own(tmp_path: Path) -> None:
