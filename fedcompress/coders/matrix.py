@@ -36,7 +36,8 @@ from fedcompress.wire import read_varint, write_varint
 
 _ZERO, _PLAIN, _NEIGHBOURS = 0, 1, 2
 _LEARNT_BELOW = 8192  # symbols
-_ONE_LANE_BELOW = 12_000  # each lane more takes four bytes
+_SHORT = 32768  # symbols below which there is one lane: each one more takes four bytes
+_SHORT_TRELLIS = 12_000  # they wait for each other's states, so lanes pay earlier
 _SURE_MEAN = 0.02  # of the energy
 _SURE_GAIN = 0.1  # share of energy that neighbours take away where we need not compare
 
@@ -178,7 +179,7 @@ def _take_plain(
     levels = Levels.take(side, shape, HEAD, LEVELS)
     half = take_half(side)
     tables, far = take_model(side, half, 1 if transitions is None else 2, shape[0] * shape[1])
-    states, words = _split(data, _lanes(shape[0] * shape[1]))
+    states, words = _split(data, _lanes(shape[0] * shape[1], transitions is not None))
     symbols = np.empty(shape, np.uint8)
     contexts = levels.classes()
     if transitions is None:
@@ -230,7 +231,9 @@ def _words(outline: Outline, model: Model, along: bool = False) -> bytes:
     reciprocals = np.empty(256 * len(model.levels), np.uint64)
     if not codes_for(model.levels, codes, reciprocals):
         raise AssertionError("a fitted table is empty")
-    states = np.full(4 if along else _lanes(outline.symbols.size), 1 << 16, np.uint32)
+    states = np.full(
+        4 if along else _lanes(outline.symbols.size, outline.groups == 2), 1 << 16, np.uint32
+    )
     words = np.empty(outline.symbols.size + 1, np.uint16)
     encode = along_kernels.encode if along else rans.encode
     start = encode(
@@ -259,5 +262,5 @@ def _level_lags(shape: tuple[int, ...]) -> np.ndarray:
     return np.array([1, taps], np.int64) if taps > 1 else _ONE
 
 
-def _lanes(size: int) -> int:
-    return 1 if size < _ONE_LANE_BELOW else 4
+def _lanes(size: int, trellis: bool) -> int:
+    return 1 if size < (_SHORT_TRELLIS if trellis else _SHORT) else 4

@@ -232,10 +232,10 @@ def init(
     write_start(folder)
 
 
-def _with_profile(arguments: list[str]) -> list[str]:
+def with_profile(arguments: list[str]) -> list[str]:
     """Let ``--profile`` stand without its FILE, which Typer's options cannot."""
     alone = "--profile="
-    after = [*arguments[1:], ""]
+    after = [*arguments, ""][1:]
     return [
         alone if word == "--profile" and not following.endswith((".json", ".json.gz")) else word
         for word, following in zip(arguments, after, strict=True)
@@ -249,7 +249,7 @@ def main() -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
-        status = typer.main.get_command(app)(_with_profile(sys.argv[1:]), standalone_mode=False)
+        status = typer.main.get_command(app)(with_profile(sys.argv[1:]), standalone_mode=False)
     except BaseException as error:
         explained = None if isinstance(error, SystemExit) else explain(error)
         if explained is None:

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import update_wrapper
 from typing import Any, Generic, TypeVar, final
 
 import torch
@@ -71,14 +72,24 @@ def cohort_size(num_messages: int) -> int:
     return 8 if num_messages >= 16 else max(1, (num_messages + 1) // 2)
 
 
-def one_of_a_cohort(train: Train) -> Train:
-    """Make a training function wait for its cohort, if it is called in one."""
+@final
+class one_of_a_cohort:  # noqa: N801 - it is used as a decorator
+    """Make a training function wait for its cohort, if it is called in one.
 
-    def train_or_wait(message: Message, context: Context) -> Message:
+    A class, so that whoever pickles the function by value names this module and takes no thread's
+    seat along.
+    """
+
+    def __init__(self, train: Train) -> None:
+        self._train = train
+        update_wrapper(self, train)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Train one client, or let its cohort do it."""
         seat: _Seat[Any] | None = getattr(_HERE, "seat", None)
-        return train(message, context) if seat is None else seat.wait(train, message, context)
-
-    return train_or_wait
+        if seat is None:
+            return self._train(message, context)
+        return seat.wait(self._train, message, context)
 
 
 def call_together(

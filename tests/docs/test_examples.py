@@ -23,7 +23,7 @@ import fedcompress
 import simulations
 import strategies
 from fedcompress.registry import coders, compressors, stages
-from simulations.cli import app, main
+from simulations.cli.app import app, main, with_profile
 from simulations.study import checked_study, load_study, studies
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,7 +161,7 @@ def is_quick(arguments: list[str]) -> bool:
         return True
     group = typer.main.get_command(app)
     run = group.commands["run"]  # type: ignore[attr-defined]
-    given = run.make_context("run", arguments[1:]).params
+    given = run.make_context("run", with_profile(arguments[1:])).params
     name = str(given["study"])
     if name == "study.toml" and not Path(name).exists():
         return False  # stands for a file of the reader's
