@@ -1,7 +1,8 @@
 """Around every strategy that Flower ships: raw payloads give what the bare strategy gives."""
 
+import gc
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -52,6 +53,14 @@ DP_WRAPPERS: dict[str, tuple[Callable[..., Strategy], list[object]]] = {
         [adaptiveclipping_mod],
     ),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported_modules_are_not_searched() -> Iterator[None]:
+    """Flower's robust strategies collect garbage for every client, a tenth of a second each."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def client_app(mods: list[object]) -> ClientApp:
