@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedcompress.chain import Chain, Steps, encode_array
+from fedcompress.chain import Chain, encode_together
 from fedcompress.checks import check_choice, check_integer, check_positive
 from fedcompress.coders.entropy import Entropy
 from fedcompress.coders.exact import encode_exact
 from fedcompress.compressor import Arrays, Compressor, Encoded, Part, State, as_tensors
 from fedcompress.errors import BudgetError, LayoutError, SpecError
-from fedcompress.joined import join, joined_layout, joined_names, split
+from fedcompress.joined import joined_names
 from fedcompress.rate_search import FULL, Found, search_step
 from fedcompress.spec_text import call_text
 from fedcompress.stages.rdo import Rdo, root_mean_square
@@ -222,11 +222,11 @@ class _Trial:
                 sections.append(exact[names[0]])
             elif names[0] in arrays:
                 stages = (rdo.at(_mean_step([(steps[n], layouts[n].size) for n in names])),)
-                x = join([arrays[n] for n in names])
-                streams, sides, last = encode_array(stages, x, np.random.default_rng(0))
-                sections += [Section(s.kind, _CODER.encode(s)) for s in streams]
-                whole = joined_layout([layouts[n] for n in names])
-                parts |= split(Steps(stages, sides, last, whole), names, layouts)
+                own, of_names = encode_together(
+                    stages, _CODER, names, arrays, layouts, np.random.default_rng(0)
+                )
+                sections += own
+                parts |= of_names
         return _Trial(sections, parts, update, steps)
 
 

@@ -81,11 +81,9 @@ class Chain(Compressor):
                     sections.append(Section("lossless", encode_exact(x)))
                 parts[names[0]] = _Exact(x)
                 continue
-            streams, steps, last = encode_array(stages, join([arrays[n] for n in names]), rng)
-            sections += [Section(s.kind, self.coder.encode(s)) for s in streams]
-            if want_decoded:
-                whole = joined_layout([layouts[n] for n in names])
-                parts |= split(Steps(stages, steps, last, whole), names, layouts)
+            own, of_names = encode_together(stages, self.coder, names, arrays, layouts, rng)
+            sections += own
+            parts |= of_names
         decoded = SentParts({n: parts[n] for n in update}) if want_decoded else None
         return Encoded(sections, state, decoded)
 
@@ -235,6 +233,21 @@ def encode_array(
         steps.append((side, before))
     streams.append(stages[-1].last_stream(x) if stages else Floats(x))
     return streams, steps, x
+
+
+def encode_together(
+    stages: Sequence[Stage],
+    coder: Coder,
+    names: Sequence[str],
+    arrays: Mapping[str, Tensor],
+    layouts: Mapping[str, Layout],
+    rng: np.random.Generator,
+) -> tuple[list[Section], dict[str, Part]]:
+    """Give the sections of arrays that are coded as one, and what each of them decodes to."""
+    streams, steps, last = encode_array(stages, join([arrays[n] for n in names]), rng)
+    sections = [Section(s.kind, coder.encode(s)) for s in streams]
+    whole = joined_layout([layouts[n] for n in names])
+    return sections, split(Steps(stages, steps, last, whole), names, layouts)
 
 
 def _float_form(layout: Layout) -> FloatForm:

@@ -68,10 +68,6 @@ class AdaptiveDecoder:
         head = bytes(data[:4]).ljust(4, b"\0")
         self._registers = np.array([0xFFFFFFFF, int.from_bytes(head, "big"), 4, 0, 0], np.int64)
 
-    def expect(self, odds: np.ndarray, context: int) -> None:
-        """Begin contexts as the encoder did."""
-        _expect(self._odds, self._counts, odds, context)
-
     def take(self, count: int, context: int, contexts: np.ndarray = _NO_CONTEXTS) -> np.ndarray:
         """Read ``count`` integers (int64) in ``context``, or in ``context + contexts``."""
         from fedcompress.kernels import adaptive
@@ -80,17 +76,6 @@ class AdaptiveDecoder:
         if not adaptive.take(*self.memory, values, context, contexts, 0, _NO_TRELLIS):
             raise PayloadError("payload: symbols are cut short; the bytes are damaged")
         return values
-
-    def take_trellis(self, contexts: np.ndarray, base: int, transitions: np.ndarray) -> np.ndarray:
-        """Read a matrix of levels of a trellis, in contexts base + 2 × context + quantizer."""
-        from fedcompress.kernels import adaptive
-
-        values = np.empty(contexts.size, np.int64)
-        if not adaptive.take(
-            *self.memory, values, base, contexts.reshape(-1), contexts.shape[1], transitions
-        ):
-            raise PayloadError("payload: symbols are cut short; the bytes are damaged")
-        return values.reshape(contexts.shape)
 
     @property
     def memory(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

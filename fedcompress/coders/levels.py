@@ -7,8 +7,6 @@ import numpy as np
 from fedcompress.coders.adaptive import AdaptiveDecoder
 from fedcompress.errors import PayloadError
 
-CONTEXTS = 6  # three for rows, three for columns
-
 
 @dataclass(frozen=True, eq=False)
 class Levels:
