@@ -114,11 +114,16 @@ class IndexForm(Form):
 
 @dataclass(frozen=True)
 class SymbolForm(Form):
-    """Exactly as many integers as ``shape`` holds."""
+    """Exactly as many integers as ``shape`` holds.
+
+    With ``as_entries`` a coder may give what levels of a trellis stand for (float32, in its
+    steps) in their place, where it comes upon that on the way.
+    """
 
     kind: ClassVar[str] = "symbols"
     shape: tuple[int, ...]
     states: int = 0
+    as_entries: bool = False
 
 
 @dataclass(frozen=True)

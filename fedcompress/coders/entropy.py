@@ -43,8 +43,8 @@ class Entropy(Coder):
     def decode(self, data: memoryview, form: Form) -> Stream:
         """Read one stream back."""
         match form:
-            case SymbolForm(shape, states):
-                values = decode_symbols(data, shape, states)
+            case SymbolForm(shape, states, as_entries):
+                values = decode_symbols(data, shape, states, as_entries)
                 return Symbols(torch.from_numpy(values.reshape(shape)), states)
             case IndexForm(n, shape):
                 return IndexSet(torch.from_numpy(decode_index_set(data, n, shape)), n, shape)

@@ -16,11 +16,13 @@ from fedcompress.coders.adaptive import AdaptiveDecoder
 from fedcompress.coders.levels import Levels
 from fedcompress.coders.neighbours import Neighbours, fit_neighbours, may_have_neighbours
 from fedcompress.coders.symbol_model import (
+    BEYOND,
     HEAD,
     LEVELS,
     NO_REST,
     NO_TRELLIS,
     SYMBOLS,
+    TABLE,
     Model,
     Outline,
     model_of,
@@ -30,7 +32,7 @@ from fedcompress.coders.symbol_model import (
     take_half,
     take_model,
 )
-from fedcompress.coders.tables import slots_of
+from fedcompress.coders.tables import fault_of_matrix, slots_of
 from fedcompress.errors import PayloadError
 from fedcompress.wire import read_varint, write_varint
 
@@ -85,22 +87,31 @@ def encode_matrix(
 
 
 def decode_matrix(
-    data: memoryview, rows: int, columns: int, transitions: np.ndarray | None = None
+    data: memoryview,
+    rows: int,
+    columns: int,
+    transitions: np.ndarray | None = None,
+    as_entries: bool = False,
 ) -> np.ndarray:
-    """Read a matrix (int16, or int32 if need be) that `encode_matrix` coded."""
+    """Read a matrix that `encode_matrix` coded: int16, or int32 if need be.
+
+    With ``as_entries``, levels of a trellis may come as float32, what they stand for in its steps.
+    """
     if rows * columns < _LEARNT_BELOW:
-        return _read_learnt(data, rows, columns, transitions)
+        return _read_learnt(data, rows, columns, transitions, as_entries)
     length, start = read_varint(data, 0)
     if length > len(data) - start:
         raise PayloadError("payload: symbols are cut short; the bytes are damaged")
+    if transitions is not None:
+        return _read_dependent(data[start:], length, (rows, columns), transitions, as_entries)
     side = AdaptiveDecoder(data[start : start + length], SYMBOLS)
     words = data[start + length :]
     kind = side.take_one(HEAD)
     if kind == _ZERO and not len(words):
         values = np.zeros((rows, columns), np.int16)
     elif kind == _PLAIN:
-        values = _take_plain(side, words, (rows, columns), transitions)
-    elif kind == _NEIGHBOURS and transitions is None:
+        values = _take_plain(side, words, (rows, columns))
+    elif kind == _NEIGHBOURS:
         values = _take_neighbours(side, words, (columns, rows))
     else:
         raise PayloadError(f"payload: unknown coding {kind} of symbols; the bytes are damaged")
@@ -170,28 +181,18 @@ def _take_neighbours(side: AdaptiveDecoder, data: memoryview, shape: tuple[int, 
     return transposed(values)
 
 
-def _take_plain(
-    side: AdaptiveDecoder, data: memoryview, shape: tuple[int, int], transitions: np.ndarray | None
-) -> np.ndarray:
+def _take_plain(side: AdaptiveDecoder, data: memoryview, shape: tuple[int, int]) -> np.ndarray:
     from fedcompress.kernels import classes as kernels
     from fedcompress.kernels import rans
 
     levels = Levels.take(side, shape, HEAD, LEVELS)
     half = take_half(side)
-    tables, far = take_model(side, half, 1 if transitions is None else 2, shape[0] * shape[1])
-    states, words = _split(data, _lanes(shape[0] * shape[1], transitions is not None))
+    tables, far = take_model(side, half, 1, shape[0] * shape[1])
+    states, words = _split(data, _lanes(shape[0] * shape[1], False))
     symbols = np.empty(shape, np.uint8)
     contexts = levels.classes()
-    if transitions is None:
-        kernels.look_up(tables.of_context, contexts)
-        end = rans.decode(contexts, slots_of(tables), words, 0, states, symbols)
-    else:
-        parity = np.arange(half, 3 * half + 3).astype(np.uint8) & 1
-        parity[2 * half + 1 :] = 0, 1
-        pairs = tables.of_context.reshape(-1, 2)
-        end = rans.decode_dependent(
-            contexts, pairs, slots_of(tables), transitions, parity, words, 0, states, symbols
-        )
+    kernels.look_up(tables.of_context, contexts)
+    end = rans.decode(contexts, slots_of(tables), words, 0, states, symbols)
     _check_end(end, words, states)
     values = np.empty(shape, np.int16)
     if kernels.values_of(symbols, half, values) != far.size:
@@ -205,21 +206,69 @@ def _take_plain(
     return values
 
 
+def _read_dependent(
+    data: memoryview,
+    start: int,
+    shape: tuple[int, int],
+    transitions: np.ndarray,
+    as_entries: bool,
+) -> np.ndarray:
+    """Read levels of a trellis, whose side information ends at ``start``."""
+    from fedcompress.kernels import dependent
+
+    entries = np.empty(shape, np.float32)
+    fault, levels = dependent.read(
+        np.frombuffer(data, np.uint8),
+        start,
+        _lanes(entries.size, True),
+        transitions,
+        HEAD,
+        BEYOND,
+        LEVELS,
+        TABLE,
+        SYMBOLS,
+        not as_entries,
+        entries,
+    )
+    if fault:
+        raise PayloadError(f"payload: {fault_of_matrix(fault)}")
+    return entries if levels.size == 0 else _narrowed(levels.reshape(shape))
+
+
 def _read_learnt(
-    data: memoryview, rows: int, columns: int, transitions: np.ndarray | None
+    data: memoryview, rows: int, columns: int, transitions: np.ndarray | None, as_entries: bool
 ) -> np.ndarray:
     if len(data) == 0:
-        return np.zeros((rows, columns), np.int16)
+        return np.zeros((rows, columns), np.float32 if as_entries else np.int16)
     from fedcompress.kernels.classes import first_odds
     from fedcompress.kernels.learnt import read_matrix
 
-    values = np.empty(rows * columns, np.int64)
+    as_entries = as_entries and transitions is not None
     machine = NO_TRELLIS if transitions is None else transitions
-    body = np.frombuffer(data, np.uint8)
-    largest = read_matrix(body, machine, first_odds(), HEAD, LEVELS, SYMBOLS, rows, columns, values)
+    values = np.empty(rows * columns, np.int64)
+    entries = np.empty(values.size if as_entries else 0, np.float32)
+    largest = read_matrix(
+        np.frombuffer(data, np.uint8),
+        machine,
+        first_odds(),
+        HEAD,
+        LEVELS,
+        SYMBOLS,
+        rows,
+        columns,
+        values,
+        entries,
+    )
     if not 0 <= largest < 1 << 31:
         raise PayloadError("payload: small symbols out of range or left over; damaged bytes")
+    if as_entries:
+        return entries.reshape(rows, columns)
     return values.astype(np.int16 if largest < 1 << 15 else np.int32).reshape(rows, columns)
+
+
+def _narrowed(levels: np.ndarray) -> np.ndarray:
+    short = int(levels.max()) < 1 << 15 and int(levels.min()) > -(1 << 15)
+    return levels.astype(np.int16) if short else levels
 
 
 def _words(outline: Outline, model: Model, along: bool = False) -> bytes:

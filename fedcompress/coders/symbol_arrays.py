@@ -59,33 +59,41 @@ def _encode_rows(flat: np.ndarray, shape: tuple[int, ...], states: int) -> bytes
     return write_varint(len(body)) + body + tail
 
 
-def decode_symbols(data: memoryview, shape: tuple[int, ...], states: int) -> np.ndarray:
-    """Read integers (flat) that `encode_symbols` coded."""
+def decode_symbols(
+    data: memoryview, shape: tuple[int, ...], states: int, as_entries: bool = False
+) -> np.ndarray:
+    """Read integers (flat) that `encode_symbols` coded.
+
+    With ``as_entries``, levels of a trellis may come as float32, what they stand for in its steps.
+    """
     count = math.prod(shape)
     if count == 0:
         return symbols_as_int32(decode_integers(data, count))
     if len(data) == 0 or data[0] > _WIDE:
         raise PayloadError("payload: symbols in no known coding; the bytes are damaged")
-    if data[0] == _ALIKE:
+    method = data[0]
+    if method == _ROWS:
+        return _decode_rows(data[1:], shape, states, as_entries)
+    if method == _FEW:
+        return _read_few(data, count)
+    if method == _ALIKE:
         return symbols_as_int32(decode_integers(data[1:], count))
-    if data[0] == _BY_CLASS:
+    if method == _BY_CLASS:
         if len(shape) < 2:
             raise PayloadError("payload: classes of rows for an array without rows; damaged bytes")
         return symbols_as_int32(decode_by_class(data[1:], shape[0], count // shape[0]))
-    if data[0] == _FEW:
-        return _read_few(data, count)
-    if data[0] == _WIDE:
-        split, low, rest = read_split(data[1:], count)
-        return symbols_as_int32(joined(_decode_rows(rest, shape, 0), low, split))
-    return _decode_rows(data[1:], shape, states)
+    split, low, rest = read_split(data[1:], count)
+    return symbols_as_int32(joined(_decode_rows(rest, shape, 0), low, split))
 
 
-def _decode_rows(data: memoryview, shape: tuple[int, ...], states: int) -> np.ndarray:
+def _decode_rows(
+    data: memoryview, shape: tuple[int, ...], states: int, as_entries: bool = False
+) -> np.ndarray:
     transitions = _transitions(states)
     count, width = math.prod(shape), row_width(shape)
     rows = count // width
     if rows * width == count:
-        return decode_matrix(data, rows, width, transitions).reshape(-1)
+        return decode_matrix(data, rows, width, transitions, as_entries).reshape(-1)
     length, start = read_varint(data, 0)
     if length > len(data) - start:
         raise PayloadError("payload: symbols are cut short; the bytes are damaged")

@@ -9,7 +9,7 @@ from fedcompress.coders.tables import Tables, take_tables
 from fedcompress.errors import PayloadError
 
 # Contexts of the side information.
-HEAD, BEYOND, LEVELS, _TABLE, EXTRA, SYMBOLS = 0, 1, 2, 8, 15, 20
+HEAD, BEYOND, LEVELS, TABLE, EXTRA, SYMBOLS = 0, 1, 2, 8, 15, 20
 NO_REST = np.zeros((0, 0), np.int8)
 NO_TRELLIS = np.zeros((0, 3), np.int64)
 _NONE = np.zeros(0, np.int64)
@@ -183,7 +183,7 @@ def _code(
             context,
             HEAD,
             LEVELS,
-            _TABLE,
+            TABLE,
             outline.groups,
             first_odds(),
             out,
@@ -207,7 +207,7 @@ def take_model(
     """Read tables, and the values beyond them (int64) in the order of their places."""
     from fedcompress.kernels.classes import CLASSES
 
-    tables = take_tables(side, groups * CLASSES, half, groups, _TABLE)
+    tables = take_tables(side, groups * CLASSES, half, groups, TABLE)
     count = side.take_one(HEAD)
     if not 0 <= count <= size:
         raise PayloadError("payload: more symbols than there are places; the bytes are damaged")

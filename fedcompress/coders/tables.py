@@ -16,6 +16,20 @@ _FAULTS = (
     "a frequency out of range; the bytes are damaged",
 )
 
+_FAULTS_OF_MATRIX = (
+    "",
+    "symbols are cut short; the bytes are damaged",
+    "unknown coding of symbols; the bytes are damaged",
+    "a level out of range; the bytes are damaged",
+    "an alphabet out of range; the bytes are damaged",
+    "more symbols than there are places; the bytes are damaged",
+    "a symbol beyond 31 bits; the bytes are damaged",
+    "an empty table of symbols; the bytes are damaged",
+    "symbols do not end where they should; the bytes are damaged",
+    "symbols beyond the tables do not match; damaged bytes",
+    "bytes left over behind symbols; they are damaged",
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Tables:
@@ -50,3 +64,10 @@ def slots_of(tables: Tables) -> np.ndarray:
     if not slots_for(tables.levels, slots):
         raise PayloadError("payload: an empty table of symbols; the bytes are damaged")
     return slots
+
+
+def fault_of_matrix(number: int) -> str:
+    """Say what is wrong with a matrix, as `kernels.dependent.read` numbers it."""
+    from fedcompress.kernels.dependent import TABLES
+
+    return _FAULTS[number - TABLES] if number > TABLES else _FAULTS_OF_MATRIX[number]

@@ -15,6 +15,7 @@ from fedcompress.kernels.tables import contexts_of, reaches_of, say_tables, spel
 
 _TRUST = 1  # bits seen that the first odds are worth
 _EVEN = 1 << 14
+_LARGEST = (1 << 31) - 1
 _NONE8 = np.zeros(0, np.uint8)
 _NO_TRELLIS = np.zeros((0, 3), np.int64)
 
@@ -296,6 +297,24 @@ def code(
 
 
 @kernel
+def _stand_for(
+    levels: np.ndarray, columns: int, transitions: np.ndarray, entries: np.ndarray
+) -> None:
+    """Find what levels stand for, to the bits of `trellis.reconstruct`."""
+    state = 0
+    column = 0
+    for i in range(levels.size):
+        if column == columns:
+            column = 0
+            state = 0
+        column += 1
+        level = levels[i]
+        entry = np.float32(np.int32(2 * abs(level) - transitions[state, 2]))
+        entries[i] = np.float32(0) if level == 0 else -entry if level < 0 else entry
+        state = transitions[state, level & 1]
+
+
+@kernel
 def read_matrix(
     data: np.ndarray,
     transitions: np.ndarray,
@@ -306,10 +325,12 @@ def read_matrix(
     rows: int,
     columns: int,
     values: np.ndarray,
+    entries: np.ndarray,
 ) -> int:
-    """Read what `code_matrix` coded, into ``values`` (int64, flat).
+    """Read what `code` coded of a small matrix, into ``values`` (int64, flat).
 
-    Returns the largest magnitude; −1 where the bytes are damaged.
+    With room for them, ``entries`` (float32) are what levels of the trellis stand for. Returns the
+    largest magnitude; −1 where the bytes are damaged.
     """
     groups = 2 if transitions.size else 1
     odds = np.empty((symbols_base + groups * CLASSES) * SLOTS, np.int64)
@@ -353,4 +374,6 @@ def read_matrix(
     largest = 0
     for i in range(values.size):
         largest = max(largest, abs(values[i]))
+    if entries.size and largest <= _LARGEST:
+        _stand_for(values, columns, transitions, entries)
     return largest

@@ -3,8 +3,7 @@
 Duda (2013); the interleaving of states over one stream of words is Giesen's (2014). Four rows of
 a matrix run in step, each with a state of its own, so that a processor can work on all four at
 once; rows left over run one by one. Every entry names its table: which one is known before it is
-decoded. Where the symbols are levels of a trellis, the tables come in pairs, one for each
-quantizer, and which of the two is used follows from the parities of the levels before in the row.
+decoded.
 """
 
 import numpy as np
@@ -19,8 +18,6 @@ LANES = 4
 _BITS, _ROOM, _RECIPROCAL = np.uint64(PRECISION), np.uint64(20), np.uint64(44)
 _ROW, _SIXTEEN, _TOP = np.uint64(8), np.uint64(16), np.uint64(24)
 _WHOLE, _MASK, _WORD = np.uint64(TOTAL), np.uint64(TOTAL - 1), np.uint64(0xFFFF)
-_ZERO, _ONE, _FLOOR = np.uint64(0), np.uint64(1), np.uint64(_LOWEST)
-_QUANTIZER, _STATE = np.uint64(31), np.uint64(0xFF00)
 
 
 @kernel
@@ -215,108 +212,4 @@ def decode(
                 if position > end:
                     return -1
     states[0] = x0
-    return position
-
-
-@kernel
-def decode_dependent(
-    classes: np.ndarray,
-    pairs: np.ndarray,
-    slots: np.ndarray,
-    transitions: np.ndarray,
-    moves: np.ndarray,
-    words: np.ndarray,
-    position: int,
-    states: np.ndarray,
-    symbols: np.ndarray,
-) -> int:
-    """Read rows of a trellis' levels, as `decode` does.
-
-    Parameters
-    ----------
-    classes : ndarray
-        uint8, shape (rows, columns).
-    pairs : ndarray
-        uint8, shape (classes, 2): the table of each class and quantizer.
-    transitions : ndarray
-        int64, shape (trellis states, 3): next state by parity, and the quantizer.
-    moves : ndarray
-        uint8, shape (alphabet,): the parity that each symbol stands for.
-    """
-    rows, columns = symbols.shape
-    grouped = rows // 4 * 4 if states.size == 4 else 0
-    end = words.size - 4
-    # By 256 × state + symbol: 256 × the next state, and its quantizer in the top bit.
-    follow = np.empty(256 * transitions.shape[0], np.uint32)
-    for s in range(transitions.shape[0]):
-        for i in range(moves.size):
-            d = transitions[s, moves[i]]
-            follow[256 * s + i] = np.uint32(256 * d + (transitions[d, 2] << 31))
-    first = np.uint64(transitions[0, 2] << 31)
-    # Both quantizers' slots are looked up, so that which one it is may come late.
-    x0 = np.uint64(states[0])
-    if grouped:
-        x1, x2, x3 = np.uint64(states[1]), np.uint64(states[2]), np.uint64(states[3])
-        for row in range(0, grouped, 4):
-            d0, d1, d2, d3 = first, first, first, first
-            for column in range(columns):
-                c0 = classes[row, column]
-                a0 = np.uint64(slots[pairs[c0, 0], x0 & _MASK])
-                b0 = np.uint64(slots[pairs[c0, 1], x0 & _MASK])
-                c1 = classes[row + 1, column]
-                a1 = np.uint64(slots[pairs[c1, 0], x1 & _MASK])
-                b1 = np.uint64(slots[pairs[c1, 1], x1 & _MASK])
-                c2 = classes[row + 2, column]
-                a2 = np.uint64(slots[pairs[c2, 0], x2 & _MASK])
-                b2 = np.uint64(slots[pairs[c2, 1], x2 & _MASK])
-                c3 = classes[row + 3, column]
-                a3 = np.uint64(slots[pairs[c3, 0], x3 & _MASK])
-                b3 = np.uint64(slots[pairs[c3, 1], x3 & _MASK])
-                e0 = a0 ^ ((a0 ^ b0) & (_ZERO - (d0 >> _QUANTIZER)))
-                d0 = np.uint64(follow[(d0 & _STATE) | (e0 >> _TOP)])
-                x0 = (((e0 >> _BITS) & _MASK) + _ONE) * (x0 >> _BITS) + (e0 & _MASK)
-                symbols[row, column] = np.uint8(e0 >> _TOP)
-                e1 = a1 ^ ((a1 ^ b1) & (_ZERO - (d1 >> _QUANTIZER)))
-                d1 = np.uint64(follow[(d1 & _STATE) | (e1 >> _TOP)])
-                x1 = (((e1 >> _BITS) & _MASK) + _ONE) * (x1 >> _BITS) + (e1 & _MASK)
-                symbols[row + 1, column] = np.uint8(e1 >> _TOP)
-                e2 = a2 ^ ((a2 ^ b2) & (_ZERO - (d2 >> _QUANTIZER)))
-                d2 = np.uint64(follow[(d2 & _STATE) | (e2 >> _TOP)])
-                x2 = (((e2 >> _BITS) & _MASK) + _ONE) * (x2 >> _BITS) + (e2 & _MASK)
-                symbols[row + 2, column] = np.uint8(e2 >> _TOP)
-                e3 = a3 ^ ((a3 ^ b3) & (_ZERO - (d3 >> _QUANTIZER)))
-                d3 = np.uint64(follow[(d3 & _STATE) | (e3 >> _TOP)])
-                x3 = (((e3 >> _BITS) & _MASK) + _ONE) * (x3 >> _BITS) + (e3 & _MASK)
-                symbols[row + 3, column] = np.uint8(e3 >> _TOP)
-                if x0 < _FLOOR:
-                    x0 = (x0 << _SIXTEEN) | np.uint64(words[position])
-                    position += 1
-                if x1 < _FLOOR:
-                    x1 = (x1 << _SIXTEEN) | np.uint64(words[position])
-                    position += 1
-                if x2 < _FLOOR:
-                    x2 = (x2 << _SIXTEEN) | np.uint64(words[position])
-                    position += 1
-                if x3 < _FLOOR:
-                    x3 = (x3 << _SIXTEEN) | np.uint64(words[position])
-                    position += 1
-                if position > end:
-                    return -1
-        states[1], states[2], states[3] = np.uint32(x1), np.uint32(x2), np.uint32(x3)
-    for row in range(grouped, rows):
-        d0 = first
-        for column in range(columns):
-            c0 = classes[row, column]
-            a0 = np.uint64(slots[pairs[c0, 0], x0 & _MASK])
-            b0 = np.uint64(slots[pairs[c0, 1], x0 & _MASK])
-            e0 = a0 ^ ((a0 ^ b0) & (_ZERO - (d0 >> _QUANTIZER)))
-            d0 = np.uint64(follow[(d0 & _STATE) | (e0 >> _TOP)])
-            x0 = (((e0 >> _BITS) & _MASK) + _ONE) * (x0 >> _BITS) + (e0 & _MASK)
-            symbols[row, column] = np.uint8(e0 >> _TOP)
-            if x0 < _FLOOR:
-                x0 = (x0 << _SIXTEEN) | np.uint64(words[position])
-                position += 1
-                if position > end:
-                    return -1
-    states[0] = np.uint32(x0)
     return position

@@ -82,8 +82,13 @@ def choose_levels(
     return _joined(parts).reshape(shape)
 
 
-def entries_of(levels: NDArray[np.integer], states: int) -> NDArray[np.float32]:
-    """Give the entries (float32, flat) that levels stand for, in units of a trellis step."""
+def entries_of(levels: NDArray[np.number], states: int) -> NDArray[np.float32]:
+    """Give the entries (float32, flat) that levels stand for, in units of a trellis step.
+
+    Float32 are entries already: some coders find them as they decode.
+    """
+    if levels.dtype == np.float32:
+        return levels.reshape(-1)
     if states == 0:
         return levels.reshape(-1).astype(np.float32) * np.float32(2)
     from fedcompress.kernels import trellis

@@ -120,7 +120,8 @@ class Rdo(Stage):
         if len(read) == 1:
             return SymbolForm((rank,))
         rows, columns = _matrix(like.shape)
-        return SymbolForm((rank, rows if len(read) == 2 else columns), self.states)
+        length = rows if len(read) == 2 else columns
+        return SymbolForm((rank, length), self.states, as_entries=True)
 
     def last_stream(self, x: Tensor) -> Stream:
         """Mark levels of a trellis."""
@@ -128,7 +129,7 @@ class Rdo(Stage):
 
     def last_form(self, layout: Layout) -> Form:
         """Expect levels, of a trellis if it has states."""
-        return SymbolForm(layout.shape, states=self.states)
+        return SymbolForm(layout.shape, self.states, as_entries=True)
 
 
 @dataclass(frozen=True, repr=False)

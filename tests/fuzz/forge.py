@@ -25,7 +25,7 @@ from fedcompress.coders.adaptive import AdaptiveDecoder, AdaptiveEncoder
 from fedcompress.coders.symbol_arrays import decode_symbols
 from fedcompress.coders.symbol_model import SYMBOLS
 from fedcompress.errors import PayloadError
-from fedcompress.kernels import adaptive, along, classes, rans, tables
+from fedcompress.kernels import adaptive, along, classes, dependent, rans, tables
 from fedcompress.rows import row_width
 from fedcompress.wire import write_varint
 
@@ -151,9 +151,13 @@ def forge_symbols(shape: tuple[int, ...], states: int, draw: np.random.Generator
     found: list[bytes] = []
 
     def forged(
-        data: memoryview, rows: int, columns: int, transitions: np.ndarray | None = None
+        data: memoryview,
+        rows: int,
+        columns: int,
+        transitions: np.ndarray | None = None,
+        as_entries: bool = False,
     ) -> np.ndarray:
-        del data
+        del data, as_entries
         found.append(forge_matrix(rows, columns, transitions, draw))
         return np.zeros((rows, columns), np.int16)
 
@@ -189,7 +193,7 @@ def _answering(source: _Source) -> Iterator[None]:
             pass
 
     real_unspell = tables.unspell
-    real, dependent, by_row = rans.decode, rans.decode_dependent, along.decode
+    real, of_trellis, by_row = rans.decode, dependent.decode, along.decode
 
     def decode(tables_of, slots, words, position, states, symbols):  # type: ignore[no-untyped-def]
         room = _room(source, states, symbols.size)
@@ -197,21 +201,25 @@ def _answering(source: _Source) -> Iterator[None]:
         real(tables_of, slots, room, 0, states.copy(), symbols)
         return _write(source, tables_of, slots, words, states, symbols)
 
-    def decode_dependent(  # type: ignore[no-untyped-def]
-        kinds, pairs, slots, transitions, moves, words, position, states, symbols
+    def decode_of_trellis(  # type: ignore[no-untyped-def]
+        kinds, still, offsets, slots, follow, stands_for, words, states, entries
     ):
-        room = _room(source, states, symbols.size)
+        room = _room(source, states, entries.size)
         source.note_words(states, room[:-4])
-        end = dependent(kinds, pairs, slots, transitions, moves, room, 0, states, symbols)
-        if symbols.size > _MOST_FOLLOWED or source.draw.random() < 0.8:
+        end = of_trellis(kinds, still, offsets, slots, follow, stands_for, room, states, entries)
+        beyond = bool((entries == dependent._BEYOND).any())
+        if entries.size > _MOST_FOLLOWED or beyond or source.draw.random() < 0.8:
             return end
-        tables_of = np.empty(symbols.shape, np.uint8)
+        tables_of, symbols = np.empty(kinds.shape, np.uint8), np.empty(kinds.shape, np.uint8)
         for row in range(len(symbols)):
             state = 0
             for column in range(symbols.shape[1]):
-                tables_of[row, column] = pairs[kinds[row, column], transitions[state, 2]]
-                state = transitions[state, moves[symbols[row, column]]]
-        return _write(source, tables_of, slots, words, states, symbols)
+                quantizer = state & 1
+                tables_of[row, column] = offsets[2 * kinds[row, column] + quantizer] // rans.TOTAL
+                found = stands_for[256 * quantizer : 256 * quantizer + 256]
+                symbols[row, column] = np.flatnonzero(found == entries[row, column])[0]
+                state = int(follow[(state & 0xFF00) + symbols[row, column]])
+        return _write(source, tables_of, slots.reshape(-1, rans.TOTAL), words, states, symbols)
 
     def decode_along(*arguments):  # type: ignore[no-untyped-def]
         *head, _, states, values = arguments
@@ -223,7 +231,7 @@ def _answering(source: _Source) -> Iterator[None]:
         _patched(fedcompress.coders.matrix, "AdaptiveDecoder", Listening),
         _patched(tables, "unspell", unspell),
         _patched(rans, "decode", decode),
-        _patched(rans, "decode_dependent", decode_dependent),
+        _patched(dependent, "decode", decode_of_trellis),
         _patched(along, "decode", decode_along),
         _patched(adaptive, "take", source.take),
         contextlib.ExitStack() as stack,
