@@ -42,6 +42,8 @@ class Section:
 
 def write_varint(value: int) -> bytes:
     """Write a non-negative integer below 2**63 in base 128, low groups first."""
+    if 0 <= value <= 0x7F:
+        return bytes((value,))
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -52,6 +54,8 @@ def write_varint(value: int) -> bytes:
 
 def read_varint(data: memoryview, position: int) -> tuple[int, int]:
     """Read a varint at ``position``; return it and the position behind it."""
+    if position < len(data) and data[position] < 0x80:  # as most are
+        return data[position], position + 1
     value = 0
     for i in range(_MAX_VARINT_BYTES):
         if position + i >= len(data):

@@ -45,7 +45,9 @@ def _any(
     most = _OF_SMALL if h * w <= _SMALL else _LANES
     lanes = min(most, (x.size // (h * w) + 7) // 8 * 8)
     of_h, of_w = (_basis(h), _plan(h, back), h), (_basis(w), _plan(w, back), w)
-    _blocks(x.reshape(-1), out.reshape(-1), *of_h, *of_w, np.float32(scale), back, lanes)
+    flat = x.reshape(-1)
+    bits = flat.view(np.uint32)
+    _blocks(flat, bits, out.reshape(-1), *of_h, *of_w, np.float32(scale), back, lanes)
 
 
 @cache
@@ -78,6 +80,7 @@ def _plan(n: int, back: bool) -> NDArray[np.int64]:
 @kernel
 def _blocks(
     x: np.ndarray,
+    bits: np.ndarray,
     out: np.ndarray,
     along_h: np.ndarray,
     plan_h: np.ndarray,
@@ -95,17 +98,29 @@ def _blocks(
 
     Even waves are symmetric and odd ones are not, so that sums and differences of opposite
     entries halve the multiplications. They stand behind the entries of the blocks, and so do sums
-    that go on, where they stay in the first-level cache.
+    that go on, where they stay in the first-level cache. Blocks of zeros, of which sparse updates
+    are full, stay such blocks.
     """
     size = h * w
-    blocks = x.size // size
+    firsts = np.empty(x.size // size, np.int64)  # of blocks that hold anything
+    blocks = 0
+    for first in range(0, x.size, size):
+        total = np.uint32(0)
+        for p in range(size):
+            total |= bits[_U(first + p)]
+        if total:
+            firsts[blocks] = first
+            blocks += 1
+        else:
+            for p in range(size):
+                out[_U(first + p)] = np.float32(0)
     folded, waves = size, size + max(h, w)
     work = np.zeros((size + 2 * max(h, w)) * lanes, np.float32)
     for start in range(0, blocks, lanes):
         count = min(lanes, blocks - start)
         for p in range(size):
             for lane in range(count):
-                work[_U(p * lanes + lane)] = x[_U((start + lane) * size + p)] * scale
+                work[_U(p * lanes + lane)] = x[_U(firsts[start + lane] + p)] * scale
         for line in range(h + w):
             # Rows of the blocks, then columns.
             basis, plan, n, first, stride = along_w, plan_w, w, line * w, 1
@@ -124,7 +139,7 @@ def _blocks(
                 for lane in range(lanes):
                     work[there + _U(lane)] = work[here + _U(lane)]
         for lane in range(count):
-            first = (start + lane) * size
+            first = firsts[start + lane]
             for p in range(size):
                 out[_U(first + p)] = work[_U(p * lanes + lane)]
 

@@ -83,7 +83,7 @@ def decode(
             for column in range(columns):
                 k0, k1 = kinds[row, column], kinds[row + 1, column]
                 k2, k3 = kinds[row + 2, column], kinds[row + 3, column]
-                if max(max(k0, k1), max(k2, k3)) < still:
+                if max(k0, k1, k2, k3) < still:
                     d0 = _U(follow[(d0 & _STATE) | half])
                     d1 = _U(follow[(d1 & _STATE) | half])
                     d2 = _U(follow[(d2 & _STATE) | half])

@@ -1,6 +1,7 @@
 """A matrix in units of the step, with what neighbours and directions have in common taken off."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +129,7 @@ def synthesise(
         return np.asarray(np.clip(rest.astype(np.float64) * step, -limit, limit), dtype)
 
 
+@lru_cache(maxsize=256)
 def no_factors(rows: int, columns: int) -> tuple[Integers, Integers, Integers]:
     """Give the factors of no prediction."""
     return np.zeros((0, rows), np.int32), np.zeros((0, columns), np.int32), np.zeros(0, np.int32)

@@ -88,7 +88,7 @@ def entries_of(levels: NDArray[np.number], states: int) -> NDArray[np.float32]:
     Float32 are entries already: some coders find them as they decode.
     """
     if levels.dtype == np.float32:
-        return levels.reshape(-1)
+        return np.asarray(levels, np.float32).reshape(-1)
     if states == 0:
         return levels.reshape(-1).astype(np.float32) * np.float32(2)
     from fedcompress.kernels import trellis

@@ -99,7 +99,10 @@ class Rdo(Stage):
         return self.for_update({"": x}).encode(x, rng)
 
     def decode(self, x: Tensor, side: Streams, like: Layout) -> Tensor:
-        """Add the prediction to the levels, transform back, multiply by the step."""
+        """Add the prediction to the levels, transform back, multiply by the step.
+
+        Where ``x`` holds entries, not levels (see `SymbolForm`), it is overwritten.
+        """
         rest = entries_of(x.cpu().numpy().reshape(like.shape), self.states)
         common = _read_common(side, like)
         dtype: Dtype = np.float64 if like.dtype == torch.float64 else np.float32
@@ -114,11 +117,10 @@ class Rdo(Stage):
             return SymbolForm((_step_length(like.dtype) + 2 * looks,))
         if not looks or len(read) == 4:
             return None
-        rank = _read_header(read, like)[0]
-        if rank == 0:
-            return None
         if len(read) == 1:
-            return SymbolForm((rank,))
+            rank = _read_header(read, like)[0]
+            return SymbolForm((rank,)) if rank else None
+        rank = _integers(read[1]).size
         rows, columns = _matrix(like.shape)
         length = rows if len(read) == 2 else columns
         return SymbolForm((rank, length), self.states, as_entries=True)

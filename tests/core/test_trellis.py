@@ -7,14 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedcompress.coders.symbol_arrays import decode_symbols, encode_symbols
 from fedcompress.kernels.trellis import (
     MACHINES,
     MOST_STEPS,
     quantizers,
     reconstruct,
+    reconstruct_rows,
     search,
     transitions,
 )
+from fedcompress.rows import row_width
 
 STATES = sorted(MACHINES)
 NONE = np.zeros((2, 2), np.float32)
@@ -144,3 +147,25 @@ def test_nothing_to_quantize():
     for shape in ((0, 5), (3, 0)):
         assert find(np.zeros(shape), 8).shape == shape
         assert reconstruct(np.zeros(shape, np.int32), NONE, 8).shape == shape
+
+
+@pytest.mark.parametrize("states", [4, 8, 16])
+@pytest.mark.parametrize("shape", [(64, 200), (7, 30), (40, 25, 7, 7), (9000,), (3, 5)])
+def test_entries_from_the_coder_are_those_of_the_levels(
+    shape: tuple[int, ...], states: int
+) -> None:
+    rng = np.random.default_rng(states)
+    for spread, zeros, far in ((0.3, 0.0, 0), (3.0, 0.5, 0), (8.0, 0.9, 3)):
+        levels = np.rint(rng.standard_normal(shape) * spread).astype(np.int32)
+        levels[rng.random(shape[0]) < zeros] = 0
+        levels.reshape(-1)[rng.integers(0, levels.size, far)] = rng.integers(-40_000, 40_000, far)
+        data = memoryview(encode_symbols(levels, states))
+        plain = decode_symbols(data, shape, states)
+        assert np.array_equal(plain, levels.reshape(-1))
+        found = decode_symbols(data, shape, states, as_entries=True)
+        width = row_width(shape)
+        wanted = reconstruct_rows(levels.reshape(-1), width, np.zeros((2, 2), np.float32), states)
+        if found.dtype == np.float32:
+            assert found.tobytes() == wanted.tobytes()
+        else:
+            assert np.array_equal(found, plain)

@@ -181,7 +181,7 @@ def _answering(source: _Source) -> Iterator[None]:
     def unspell(values: np.ndarray, half: int, reaches: np.ndarray, levels: np.ndarray) -> bool:
         if len(source.drawn) > len(source.given):
             source.draw_tables(half, reaches, levels)
-            tables.spell(levels, half, reaches, values)
+            tables.spell(levels, half, reaches, values, 0)
         if source.draw.random() < 0.03:
             values[int(source.draw.integers(values.size))] = edge(source.draw)
         _, base, contexts = source.drawn.pop()
