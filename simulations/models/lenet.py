@@ -3,12 +3,15 @@
 from typing import cast, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from simulations.models.blueprint import Blueprint
+from simulations.models.channels_last import channels_last_on_cpu
 
 _SMALLEST_IMAGE = 4
+# Traced as one operation, since what it does depends on where a tensor lies.
+fx.wrap("channels_last_on_cpu")
 
 
 @final
@@ -31,9 +34,7 @@ class LeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (batch, channels, height, width) to logits (batch, classes)."""
-        x = self.conv1(x)
-        if x.device.type == "cpu":
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last_on_cpu(self.conv1(x))
         # ReLU commutes with the maximum, and touches a quarter of the entries after it.
         x = F.relu(F.max_pool2d(x, 2))
         x = F.relu(F.max_pool2d(self.conv2(x), 2))

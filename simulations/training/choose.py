@@ -13,6 +13,7 @@ from torch import nn
 from simulations.data import FederatedData
 from simulations.training.cohort import can_stack
 from simulations.training.compiled import can_compile
+from simulations.training.compiled_conv import can_compile_conv
 from simulations.training.dense import dense_layers
 
 TrainingPath = Literal["auto", "eager", "compiled", "cohort"]
@@ -45,7 +46,9 @@ def choose_path(
     str
         "eager", "compiled" or "cohort".
     """
-    if path in ("auto", "compiled") and can_compile(model, data, device):
+    if path in ("auto", "compiled") and (
+        can_compile(model, data, device) or can_compile_conv(model, data, device)
+    ):
         return "compiled"
     on_accelerator = path == "auto" and device.type != "cpu" and bool(dense_layers(model))
     if (on_accelerator or path == "cohort") and can_stack(model, data, device):

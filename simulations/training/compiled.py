@@ -59,18 +59,16 @@ def train_compiled(
     The order of the samples and every step are those of `train_eagerly`; sums are rounded
     otherwise. The result does not depend on what else is trained.
     """
-    from simulations.training.dense_kernel import OPTIMIZERS, train_dense
+    from simulations.training.dense_kernel import train_dense
+    from simulations.training.kernel_parts import OPTIMIZERS
 
     plan = _plan_of(model)
-    rows = np.asarray(rows)
-    orders = [rng.permutation(rows) for _ in range(options.local_epochs)]
-    order = orders[0] if len(orders) == 1 else np.concatenate(orders)
-    pixels, targets, scale, shift = _arrays(data)
+    pixels, targets, scale, shift = stored_arrays(data)
     loss = train_dense(
         plan.values,
         pixels,
         targets,
-        order.astype(np.int64, copy=False),
+        ordered(rows, options, rng),
         options.local_epochs,
         options.batch_size,
         scale,
@@ -90,6 +88,14 @@ def train_compiled(
     return LocalResult(float(loss), len(rows), steps)
 
 
+def ordered(rows: Array, options: TrainingOptions, rng: np.random.Generator) -> Array:
+    """Give the rows of all epochs, int64 (epochs * rows,), in the order of training."""
+    rows = np.asarray(rows)
+    orders = [rng.permutation(rows) for _ in range(options.local_epochs)]
+    order = orders[0] if len(orders) == 1 else np.concatenate(orders)
+    return order.astype(np.int64, copy=False)
+
+
 def _plan_of(model: nn.Module) -> _Plan:
     known = _PLANS.get(model)
     if known is not None and known.flat.holds():
@@ -104,7 +110,7 @@ def _plan_of(model: nn.Module) -> _Plan:
 def _layout(
     layers: tuple[DenseLayer, ...], places: Mapping[str, int]
 ) -> tuple[Array, Array, Array, Array]:
-    from simulations.training.dense_kernel import ACTIVATIONS
+    from simulations.training.kernel_parts import ACTIVATIONS
 
     return (
         np.array([places[layer.weight] for layer in layers]),
@@ -117,7 +123,7 @@ def _layout(
 _DATA: dict[str, tuple[FederatedData, tuple[Array, Array, Array, Array]]] = {}
 
 
-def _arrays(data: FederatedData) -> tuple[Array, Array, Array, Array]:
+def stored_arrays(data: FederatedData) -> tuple[Array, Array, Array, Array]:
     """Give pixels (n, features), targets, and what makes a pixel the input, by feature."""
     known = _DATA.get("last")
     if known is None or known[0] is not data:

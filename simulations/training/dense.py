@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import cast, final
 
 import torch
@@ -25,7 +26,7 @@ ACTIVATIONS: dict[object, str] = {
     torch.sigmoid: "sigmoid",
     "sigmoid": "sigmoid",
 }
-_MODULE_HOOKS = (
+MODULE_HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
     "_backward_hooks",
@@ -68,10 +69,12 @@ def _find_layers(model: nn.Module) -> tuple[DenseLayer, ...]:
     }
     if len(trained) != len(list(model.parameters())) or any(True for _ in model.buffers()):
         return ()
-    if any(getattr(m, hooks) for m in model.modules() for hooks in _MODULE_HOOKS):
+    if any(getattr(m, hooks) for m in model.modules() for hooks in MODULE_HOOKS):
         return ()
     try:
-        layers = _follow(fx.symbolic_trace(model), trained)
+        traced = fx.symbolic_trace(model)
+        first, *others = traced.graph.nodes
+        layers = follow_dense(traced, first, others, trained)
     except Exception:  # noqa: BLE001 - a forward pass that cannot be traced may raise anything
         return ()
     names = [name for layer in layers for name in (layer.weight, layer.bias) if name]
@@ -80,22 +83,18 @@ def _find_layers(model: nn.Module) -> tuple[DenseLayer, ...]:
     return layers if used_once and chained and layers and not layers[-1].activation else ()
 
 
-def _follow(traced: fx.GraphModule, trained: set[str]) -> tuple[DenseLayer, ...]:
+def follow_dense(
+    traced: fx.GraphModule, before: fx.Node, nodes: Sequence[fx.Node], trained: set[str]
+) -> tuple[DenseLayer, ...]:
+    """Read a stack of dense layers behind a node, to the end of the graph; () for all else."""
     layers: list[DenseLayer] = []
-    before: fx.Node | None = None
     flattened = False
-    for node in traced.graph.nodes:
+    for node in nodes:
         if node.op == "output":
             return tuple(layers) if node.args == (before,) else ()
-        if node.op == "placeholder":
-            if before is not None:
-                return ()
-            before = node
-            continue
-        if node.all_input_nodes != [before]:
+        if node.op == "placeholder" or node.all_input_nodes != [before]:
             return ()
-        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-        kind: object = node.target if module is None else type(module)
+        kind, module = kind_of(traced, node)
         if kind is nn.Linear and flattened:
             linear = cast("nn.Linear", module)
             has_bias = f"{node.target}.bias" in trained
@@ -105,20 +104,34 @@ def _follow(traced: fx.GraphModule, trained: set[str]) -> tuple[DenseLayer, ...]
                     f"{node.target}.weight", bias, linear.in_features, linear.out_features, None
                 )
             )
-        elif _is_flatten(node, module):
+        elif is_flatten(node, module):
             flattened = True
-        elif kind in ACTIVATIONS and layers and not layers[-1].activation and not node.kwargs:
-            last = layers.pop()
-            layers.append(
-                DenseLayer(last.weight, last.bias, last.features, last.units, ACTIVATIONS[kind])
-            )
+        elif activation_of(node, kind) and layers and not layers[-1].activation:
+            layers[-1] = replace(layers[-1], activation=activation_of(node, kind))
         elif kind is not nn.Identity:
             return ()
         before = node
     return ()
 
 
-def _is_flatten(node: fx.Node, module: nn.Module | None) -> bool:
+def kind_of(traced: fx.GraphModule, node: fx.Node) -> tuple[object, nn.Module | None]:
+    """Give what a node calls: a module's type with the module, or a function or a method's name."""
+    if node.op != "call_module":
+        return node.target, None
+    module = traced.get_submodule(str(node.target))
+    return type(module), module
+
+
+def activation_of(node: fx.Node, kind: object) -> str | None:
+    """Name the activation that a node is."""
+    # To work in place changes nothing but memory.
+    return (
+        ACTIVATIONS.get(kind) if len(node.args) == 1 and node.kwargs.keys() <= {"inplace"} else None
+    )
+
+
+def is_flatten(node: fx.Node, module: nn.Module | None) -> bool:
+    """Say whether a node makes every sample a vector."""
     if module is not None:
         return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
     settings = (*node.args[1:], *node.kwargs.values())

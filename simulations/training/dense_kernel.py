@@ -10,34 +10,30 @@ reordered and multiplications fused with additions, so the last bits depend on t
 those of PyTorch's own products do.
 """
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from simulations.training.kernel_disk import read_from_disk
+from simulations.training.kernel_parts import (
+    ADAMW,
+    SGD,
+    ZERO,
+    activate,
+    adam_step,
+    begin_change,
+    cross_entropy,
+    part,
+    through_activation,
+    whole,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-RELU, TANH, SIGMOID = 1, 2, 3
-ACTIVATIONS = {None: 0, "relu": RELU, "tanh": TANH, "sigmoid": SIGMOID}
-SGD, ADAM, ADAMW = 0, 1, 2
-OPTIMIZERS = {"sgd": SGD, "adam": ADAM, "adamw": ADAMW}
 ROWS = 4  # batches are filled up to a multiple of this with rows of zeros
 
-_FREEDOM = {"contract", "reassoc", "nsz", "arcp"}
-# Only the whole is kept on disk. Had each part a file of its own, then how they are optimised
-# together, and so the last bits, would depend on which files were there when it was compiled.
-_part = njit(nogil=True, error_model="numpy", fastmath=_FREEDOM)
-_whole = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FREEDOM)
-ZERO = np.float32(0)
 
-
-@_part
+@part
 def _forward(x: Array, w: Array, z: Array) -> None:
     """Set z[b, o] to the product of x[b] and w[o]; x has a multiple of `ROWS` rows."""
     units, features = w.shape
@@ -79,7 +75,7 @@ def _forward(x: Array, w: Array, z: Array) -> None:
             z[b, o], z[b + 1, o], z[b + 2, o], z[b + 3, o] = s0, s1, s2, s3
 
 
-@_part
+@part
 def _add_product(c: Array, a: Array, b: Array) -> None:
     """Add the matrix product of a and b to c."""
     rows, width = c.shape
@@ -118,67 +114,6 @@ def _add_product(c: Array, a: Array, b: Array) -> None:
             single = a[r, k]
             for j in range(width):
                 c[r, j] += single * b[k, j]
-
-
-@_part
-def _activate(z: Array, kind: int) -> None:
-    rows, width = z.shape
-    if kind == RELU:
-        for b in range(rows):
-            for j in range(width):
-                z[b, j] = z[b, j] if z[b, j] > ZERO or z[b, j] != z[b, j] else ZERO
-    elif kind == TANH:
-        for b in range(rows):
-            for j in range(width):
-                z[b, j] = np.tanh(z[b, j])
-    elif kind == SIGMOID:
-        for b in range(rows):
-            for j in range(width):
-                z[b, j] = np.float32(1) / (np.float32(1) + np.exp(-z[b, j]))
-
-
-@_part
-def _through_activation(delta: Array, a: Array, kind: int) -> None:
-    """Multiply by the derivative of an activation whose values are a."""
-    rows, width = a.shape
-    one = np.float32(1)
-    if kind == RELU:
-        for b in range(rows):
-            for j in range(width):
-                delta[b, j] = delta[b, j] if a[b, j] > ZERO else ZERO
-    elif kind == TANH:
-        for b in range(rows):
-            for j in range(width):
-                delta[b, j] *= one - a[b, j] * a[b, j]
-    elif kind == SIGMOID:
-        for b in range(rows):
-            for j in range(width):
-                delta[b, j] *= a[b, j] * (one - a[b, j])
-
-
-@_part
-def _cross_entropy(
-    logits: Array, targets: Array, rows: int, factor: np.float32, delta: Array
-) -> float:
-    """Give the sum of the losses; set delta to their gradients times a factor."""
-    classes = logits.shape[1]
-    total = 0.0
-    for b in range(rows):
-        top = logits[b, 0]
-        for j in range(classes):
-            top = max(top, logits[b, j])
-        norm = ZERO
-        for j in range(classes):
-            delta[b, j] = np.exp(logits[b, j] - top)
-            norm += delta[b, j]
-        target = targets[b]
-        total += np.log(norm) - (logits[b, target] - top)
-        share = factor / norm
-        for j in range(classes):
-            delta[b, j] *= share
-        delta[b, target] -= factor
-    delta[rows:] = ZERO
-    return total
 
 
 def _train_dense(
@@ -239,8 +174,6 @@ def _train_dense(
     change = parameters if is_plain else np.zeros_like(parameters)
     first = np.zeros_like(parameters) if is_adam else parameters[:0]
     second = np.zeros_like(parameters) if is_adam else parameters[:0]
-    beta1, beta2, epsilon = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
-    power1, power2 = 1.0, 1.0
     coupled = ZERO if optimizer == ADAMW else weight_decay
     loss, steps = 0.0, 0
     for start in range(0, epochs * per_epoch, per_epoch):
@@ -267,22 +200,18 @@ def _train_dense(
                     for b in range(filled):
                         for j in range(units):
                             z[b, j] += bias[j]
-                _activate(z, activations[i])
+                activate(z, activations[i])
             factor = one / np.float32(rows)
             if is_plain:
                 factor *= -learning_rate
             last = layers - 1
             loss += (
-                _cross_entropy(values[layers][:filled], labels, rows, factor, deltas[last][:filled])
+                cross_entropy(values[layers][:filled], labels, rows, factor, deltas[last][:filled])
                 / rows
             )
             steps += 1
             if not is_plain:
-                for p in range(len(parameters)):
-                    change[p] = momentum * change[p] + coupled * parameters[p]
-                if proximal_mu > 0:
-                    for p in range(len(parameters)):
-                        change[p] += proximal_mu * (parameters[p] - anchor[p])
+                begin_change(change, parameters, anchor, momentum, coupled, proximal_mu)
             for i in range(layers - 1, -1, -1):
                 units = sizes[i + 1]
                 place = weights_at[i]
@@ -293,7 +222,7 @@ def _train_dense(
                     below = deltas[i - 1][:filled]
                     below[:] = ZERO
                     _add_product(below, delta, w)
-                    _through_activation(below, values[i][:filled], activations[i - 1])
+                    through_activation(below, values[i][:filled], activations[i - 1])
                 into = change[place : place + units * sizes[i]].reshape((units, sizes[i]))
                 _add_product(into, delta.T, values[i][:filled])
                 if biases_at[i] >= 0:
@@ -302,66 +231,27 @@ def _train_dense(
                         for j in range(units):
                             bias[j] += delta[b, j]
             if is_adam:
-                power1 *= 0.9
-                power2 *= 0.999
-                size = np.float32(learning_rate / (1 - power1))
-                unbias = np.float32(1 / np.sqrt(1 - power2))
-                kept = one - learning_rate * (weight_decay - coupled)
-                for p in range(len(parameters)):
-                    g = change[p]
-                    change[p] = ZERO
-                    first[p] = beta1 * first[p] + (one - beta1) * g
-                    second[p] = beta2 * second[p] + (one - beta2) * g * g
-                    parameters[p] = kept * parameters[p] - size * first[p] / (
-                        np.sqrt(second[p]) * unbias + epsilon
-                    )
+                adam_step(
+                    parameters, change, first, second, steps, learning_rate, weight_decay - coupled
+                )
             elif not is_plain:
                 for p in range(len(parameters)):
                     parameters[p] -= learning_rate * change[p]
     return loss / steps
 
 
-def _warmed() -> Callable[..., float]:
-    """Give the loop after it has trained on next to nothing: compiled, or read from disk."""
+def _warm() -> None:
+    """Train on next to nothing."""
     pixels, targets = np.zeros((1, 1), np.uint8), np.zeros(1, np.int64)
     for stored in (pixels, targets):
         stored.flags.writeable = False
     one, zero, none = np.ones(1, np.float32), np.zeros(1, np.int64), np.full(1, -1)
     sizes, rate = np.ones(2, np.int64), np.float32(0)
-    _loop(
+    train_dense(
         one, pixels, targets, zero, 1, 1, one, one, zero, none, sizes, zero, SGD,
         rate, rate, rate, rate,
     )  # fmt: skip
-    return _loop
 
 
-def _is_on_disk() -> bool:
-    folder, source = Path(_loop.stats.cache_path), Path(__file__)
-    kept = folder.glob(f"{source.stem}.{_train_dense.__name__}-*.nbi")
-    return any(file.stat().st_mtime >= source.stat().st_mtime for file in kept)
-
-
-def _kept() -> Callable[..., float]:
-    """Give the loop as it lies on disk.
-
-    What has just been compiled rounds otherwise than what is read back: the process that compiled
-    it would disagree with all others. So a process of its own does.
-    """
-    if not _is_on_disk() and _COMPILES not in os.environ:
-        subprocess.run(
-            [sys.executable, "-c", _COMPILE, json.dumps(sys.path)],
-            env={**os.environ, _COMPILES: "1"},
-            check=False,  # without a folder to keep it in this process compiles for itself
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-    return _warmed()
-
-
-_COMPILES = "FEDCOMPRESS_COMPILES"
-_COMPILE = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "import simulations.training.dense_kernel"
-)
-_loop = _whole(_train_dense)
-train_dense = _kept()
+train_dense = whole(_train_dense)
+read_from_disk(train_dense, ("simulations.training.kernel_parts",), _warm)

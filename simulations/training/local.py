@@ -10,6 +10,9 @@ from torch import nn
 
 from simulations.data import FederatedData
 from simulations.training.choose import TrainingPath, choose_path
+from simulations.training.compiled import train_compiled
+from simulations.training.compiled_conv import train_compiled_conv
+from simulations.training.dense import dense_layers
 from simulations.training.options import LocalResult, TrainingOptions
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -57,9 +60,9 @@ def train_locally(
         return LocalResult(0.0, 0, 0)
     where = torch.device(device)
     if choose_path("auto" if path == "cohort" else path, model, data, where) == "compiled":
-        from simulations.training.compiled import train_compiled
-
-        return train_compiled(model, data, rows, options, rng)
+        if dense_layers(model):
+            return train_compiled(model, data, rows, options, rng)
+        return train_compiled_conv(model, data, rows, options, rng)
     from simulations.training.eager import train_eagerly
 
     return train_eagerly(model, data, rows, options, rng, where)
