@@ -20,11 +20,15 @@ Memory: TypeAlias = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Sections of a payload, the next state, and what the other side will decode."""
+    """Sections of a payload, the next state, and what the other side will decode.
+
+    ``parts`` is what the other side will read, where that is at hand and nothing will change it.
+    """
 
     sections: Sequence[Section]
     state: State
     decoded: Mapping[str, Tensor] | None
+    parts: Mapping[str, "Part"] | None = None
 
 
 class Part(ABC):
