@@ -16,9 +16,12 @@ from fedcompress.coders.exact import decode_exact, encode_exact
 from fedcompress.compressor import Compressor, Encoded, Part, SentParts, State
 from fedcompress.errors import NotFiniteError, PayloadError, SpecError
 from fedcompress.joined import join, joined_layout, joined_names, split
+from fedcompress.kept_levels import KeptLevels, Plan, plan_of
 from fedcompress.stage import Stage
 from fedcompress.streams import FloatForm, Floats, Form, Layout, Stream, Symbols
 from fedcompress.wire import Section, SectionReader
+
+_MOST_COPIED = 1 << 20  # entries of an update that are copied to lie one behind another
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,6 +70,12 @@ class Chain(Compressor):
         want_decoded: bool,
     ) -> Encoded:
         """Encode every array."""
+        plan = self.plan_of(update)
+        if plan is not None and plan.size <= _MOST_COPIED:
+            kept = self.keep(plan, plan.gather(update), rng)
+            at_once = kept.parts()
+            decoded = SentParts(at_once) if want_decoded else None
+            return Encoded(kept.sections(), state, decoded, at_once)
         sections: list[Section] = []
         parts: dict[str, Part] = {}
         arrays = self.working_arrays(update)
@@ -84,8 +93,8 @@ class Chain(Compressor):
             own, of_names = encode_together(stages, self.coder, names, arrays, layouts, rng)
             sections += own
             parts |= of_names
-        decoded = SentParts({n: parts[n] for n in update}) if want_decoded else None
-        return Encoded(sections, state, decoded)
+        sent = SentParts({n: parts[n] for n in update}) if want_decoded else None
+        return Encoded(sections, state, sent)
 
     def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
         """Read every array."""
@@ -103,6 +112,23 @@ class Chain(Compressor):
                 parts |= split(Steps(self.stages, steps, last, whole), names, layouts)
         return {name: parts[name] for name in like}
 
+    def plan_of(self, update: Mapping[str, Tensor]) -> Plan | None:
+        """Plan to encode all arrays at once; None where they must go through stage by stage."""
+        return plan_of(self.stages, self.coder, update)
+
+    def keep(self, plan: Plan, flat: np.ndarray, rng: np.random.Generator) -> KeptLevels:
+        """Encode arrays that lie in ``flat``, in which what is not sent is left."""
+        kept = plan.keep(flat, rng)
+        if isinstance(kept, str):
+            raise self._not_finite(kept)
+        return kept
+
+    def _not_finite(self, name: str) -> NotFiniteError:
+        return NotFiniteError(
+            f"array {name!r}: holds NaN or infinity, which {self.stages[0].name} cannot "
+            "code; leave this client out, or lower its learning rate"
+        )
+
     def _coded_together(self, layouts: Mapping[str, Layout]) -> list[tuple[str, ...]]:
         if self.stages and self.stages[0].joins_vectors:
             return joined_names(layouts)
@@ -116,10 +142,7 @@ class Chain(Compressor):
                 continue
             arrays[name] = x.to(_working_dtype(x.dtype)) if self.stages else x
             if self.stages and not _is_finite(arrays[name]):
-                raise NotFiniteError(
-                    f"array {name!r}: holds NaN or infinity, which {self.stages[0].name} cannot "
-                    "code; leave this client out, or lower its learning rate"
-                )
+                raise self._not_finite(name)
         return arrays
 
     def _read_array(self, reader: SectionReader, like: Layout) -> tuple[list["Step"], Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedcompress.errors import LayoutError
+from fedcompress.own_payloads import note_own
 from fedcompress.wire import Section, SectionReader, write_payload
 
 Arrays: TypeAlias = Mapping[str, "Tensor | np.ndarray"]
@@ -20,11 +21,15 @@ Memory: TypeAlias = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Sections of a payload, the next state, and what the other side will decode."""
+    """Sections of a payload, the next state, and what the other side will decode.
+
+    ``parts`` is what the other side will read, where that is at hand and nothing will change it.
+    """
 
     sections: Sequence[Section]
     state: State
     decoded: Mapping[str, Tensor] | None
+    parts: Mapping[str, "Part"] | None = None
 
 
 class Part(ABC):
@@ -177,7 +182,10 @@ class Compressor(ABC):
         """
         tensors = as_tensors(update)
         encoded = self.encode_sections(tensors, state, rng, want_decoded=False)
-        return write_payload(encoded.sections, self.spec, tensors), encoded.state
+        payload = write_payload(encoded.sections, self.spec, tensors)
+        if encoded.parts is not None:
+            note_own(payload, self.spec, tensors, encoded.sections, encoded.parts)
+        return payload, encoded.state
 
     def encode_and_decode(
         self, update: Arrays, state: State, rng: np.random.Generator

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedcompress.chain import as_compressor, narrow
+from fedcompress.chain import Chain, as_compressor, narrow
 from fedcompress.checks import check_fraction, check_positive
 from fedcompress.closed_loop import check_loop
 from fedcompress.compressor import Compressor, Encoded, Part, SentParts, State, under
@@ -97,6 +97,9 @@ class ErrorFeedback(Compressor):
         want_decoded: bool,
     ) -> Encoded:
         """Send update + residual, keep the difference."""
+        at_once = self._encode_at_once(update, state, rng, want_decoded)
+        if at_once is not None:
+            return at_once
         corrected = {name: self._correct(name, x, state) for name, x in update.items()}
         sendable = {name: narrow(corrected[name], x.dtype) for name, x in update.items()}
         inner_state = under(state, _INNER)
@@ -112,6 +115,27 @@ class ErrorFeedback(Compressor):
         }
         new_state = {**residuals, **{_INNER + name: x for name, x in inner.state.items()}}
         return Encoded(inner.sections, new_state, inner.decoded if want_decoded else None)
+
+    def _encode_at_once(
+        self,
+        update: Mapping[str, Tensor],
+        state: State,
+        rng: np.random.Generator,
+        want_decoded: bool,
+    ) -> Encoded | None:
+        """Do the same where the chain inside can take all arrays at once, else give None."""
+        if self.decay != 1 or self.clip is not None or not isinstance(self.compressor, Chain):
+            return None
+        plan = self.compressor.plan_of(update)
+        if plan is None or not all(_fits(x, state.get(_RESIDUAL + n)) for n, x in update.items()):
+            return None
+        left = plan.add(update, lambda name: state[_RESIDUAL + name])
+        kept = self.compressor.keep(plan, left, rng)
+        residuals = {_RESIDUAL + name: x for name, x in plan.views(left).items()}
+        parts = kept.parts()
+        return Encoded(
+            kept.sections(), residuals, SentParts(parts) if want_decoded else None, parts
+        )
 
     def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
         """Read as the compressor inside does."""
@@ -144,6 +168,16 @@ class ErrorFeedback(Compressor):
         limit = self.clip * float(torch.linalg.vector_norm(x, dtype=torch.float64))
         norm = float(torch.linalg.vector_norm(residual, dtype=torch.float64))
         return residual * (limit / norm) if norm > limit else residual
+
+
+def _fits(x: Tensor, residual: Tensor | None) -> bool:
+    """Whether there is a residual that can be added to an array where both lie."""
+    return (
+        residual is not None
+        and residual.shape == x.shape
+        and residual.dtype == x.dtype
+        and residual.device == x.device
+    )
 
 
 def _left(corrected: Tensor, name: str, sent: Mapping[str, Tensor], want_sent: bool) -> Tensor:

@@ -7,7 +7,7 @@ else, by the identity of their methods; the tests fail loudly when Flower change
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.serverapp.strategy import (
     FedAdagrad,
@@ -35,6 +35,20 @@ def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
     record = ArrayRecord()
     vars(record)["_data"].update(arrays)
     return record
+
+
+def config_of(values: Mapping[str, object]) -> ConfigRecord:
+    """Make a record of values that are known to fit in one; Flower looks at each of them."""
+    record = ConfigRecord()
+    vars(record)["_data"].update(values)
+    return record
+
+
+def content_of(records: Mapping[str, ArrayRecord | MetricRecord | ConfigRecord]) -> RecordDict:
+    """Make a content of these very records, as `RecordDict` does but without looking at them."""
+    content = RecordDict()
+    vars(content)["_data"].update(records)
+    return content
 
 
 def with_content(message: Message, content: RecordDict) -> Message:

@@ -16,6 +16,7 @@ from fedcompress.aggregation import Node
 from fedcompress.compressor import Compressor, Part, memory_of
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.memories import Memories
+from fedcompress.own_payloads import OwnPayloads
 from fedcompress.partial import SUMMED_STYPE, PartialSum, SummedReply, is_hollow
 from fedcompress.traffic import ClientTraffic
 from fedcompress.wire import payload_checksum
@@ -54,6 +55,8 @@ class Expected:
         Keys of the metrics that most clients sent; a strategy can average only these.
     memories : Memories
         What earlier payloads of the nodes left to be remembered.
+    own_payloads : OwnPayloads, optional
+        Where payloads are read in the process that made them.
     """
 
     server_round: int
@@ -62,6 +65,7 @@ class Expected:
     weight_key: str
     metrics: frozenset[str]
     memories: Memories
+    own_payloads: OwnPayloads | None = None
 
     @cached_property
     def positions(self) -> dict[int, int]:
@@ -92,7 +96,12 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
     if compressor is None:
         return _read_dense(reply, record, expected.reference, weight)
     answer = read_payload(
-        reply, compressor, expected.server_round, expected.reference, expected.memories
+        reply,
+        compressor,
+        expected.server_round,
+        expected.reference,
+        expected.memories,
+        expected.own_payloads,
     )
     return replace(answer, weight=weight)
 
@@ -103,8 +112,11 @@ def read_payload(
     server_round: int,
     reference: Mapping[str, Tensor],
     memories: Memories,
+    own_payloads: OwnPayloads | None = None,
 ) -> Answer:
     """Read the payload of one reply, whatever stands beside it; its weight is 1.
+
+    One of those that this process made itself, and has kept, is not decoded again.
 
     Raises
     ------
@@ -124,7 +136,8 @@ def read_payload(
             f"{server_round}; it came too late"
         )
     memory = memories.of(node_id) if compressor.recalls else None
-    parts, by_stream = compressor.read(payloads[0], reference, memory)
+    read = None if own_payloads is None else own_payloads.take(payloads[0], compressor, reference)
+    parts, by_stream = read or compressor.read(payloads[0], reference, memory)
     for name, part in parts.items():
         if not part.is_finite():
             raise protocol.not_finite(name)

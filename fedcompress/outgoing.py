@@ -5,6 +5,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from fedcompress import protocol
 from fedcompress.compressor import Compressor
 from fedcompress.downlink import Broadcast
+from fedcompress.flower_adapter import config_of, content_of
 from fedcompress.memories import NO_ROUND, Memories
 from fedcompress.reference import NO_VERSION
 from fedcompress.traffic import ClientDownlink
@@ -62,18 +63,16 @@ class Outgoing:
             self._specs[id(compressor)] = compressor, str(compressor)
         return self._specs[id(compressor)][1]
 
-    def _settings(self, compressor: Compressor, base: int, held: int) -> ConfigRecord:
-        settings = ConfigRecord(
-            {
-                protocol.UPLINK_KEY: self.spec(compressor),
-                protocol.SEED_KEY: self._seed,
-                protocol.ROUND_KEY: self._round,
-            }
-        )
+    def _settings(self, compressor: Compressor, base: int, held: int) -> dict[str, str | int]:
+        settings: dict[str, str | int] = {
+            protocol.UPLINK_KEY: self.spec(compressor),
+            protocol.SEED_KEY: self._seed,
+            protocol.ROUND_KEY: self._round,
+        }
         if compressor.recalls:
             settings[protocol.HELD_KEY] = held
         if self._broadcast is not None:
-            settings[protocol.DOWNLINK_KEY] = str(self._broadcast.compressor)
+            settings[protocol.DOWNLINK_KEY] = self._broadcast.compressor.spec
             settings[protocol.BASE_KEY] = base
             settings[protocol.VERSION_KEY] = self._broadcast.version
             settings[protocol.CHECKSUM_KEY] = self._broadcast.checksum
@@ -81,14 +80,11 @@ class Outgoing:
 
 
 def _with_settings(
-    given: RecordDict, key: str, record: ArrayRecord, settings: ConfigRecord
+    given: RecordDict, key: str, record: ArrayRecord, settings: dict[str, str | int]
 ) -> RecordDict:
     """Copy a content with our settings in its first ConfigRecord; the given one may be shared."""
-    content = RecordDict()
-    first = next(iter(given.config_records), None)
-    content.update(given)
-    content[key] = record
-    mine = ConfigRecord({} if first is None else dict(given.config_records[first]))
-    mine.update(settings)
-    content[protocol.RECORD if first is None else first] = mine
-    return content
+    records = dict(given.items())
+    configs = [name for name, one in records.items() if isinstance(one, ConfigRecord)]
+    place = configs[0] if configs else protocol.RECORD
+    theirs = records[place].items() if configs else ()
+    return content_of({**records, key: record, place: config_of({**dict(theirs), **settings})})

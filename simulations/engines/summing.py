@@ -47,6 +47,7 @@ from fedcompress.aggregation import Node, Sum, TreeSum
 from fedcompress.errors import FedcompressError
 from fedcompress.incoming import Expected, metric_keys, read_reply
 from fedcompress.memories import Memories
+from fedcompress.own_payloads import OwnPayloads
 from fedcompress.partial import PartialSum, SummedReply, SumPlan, hollow
 from fedcompress.spec import parse
 from fedcompress.traffic import ClientTraffic
@@ -70,6 +71,7 @@ class RangeSums:
         self._plan = plan
         self._like = plan.like()
         self._meter = Meter()
+        self._own_payloads = OwnPayloads()
         self._sum = TreeSum(self._like, len(plan.node_ids))
         self._rows: list[SummedReply] = []
         self._metrics: frozenset[str] | None = None
@@ -119,7 +121,15 @@ class RangeSums:
     def _expected(self, position: int, metrics: frozenset[str]) -> Expected:
         plan = self._plan
         sent = {plan.node_ids[position]: _parsed(plan.uplinks[position])}
-        return Expected(plan.server_round, sent, self._like, plan.weight_key, metrics, Memories(0))
+        return Expected(
+            plan.server_round,
+            sent,
+            self._like,
+            plan.weight_key,
+            metrics,
+            Memories(0),
+            self._own_payloads,
+        )
 
 
 class RoundSums:

@@ -24,7 +24,7 @@ from simulations.engines.client_call import (
     call_clients,
     load_app,
 )
-from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
+from simulations.engines.flower_internals import records_from_bytes, records_to_buffers
 from simulations.engines.packing import Json, Packer, Unpacker, pack_metadata, unpack_metadata
 from simulations.engines.shared_model import SharedModel, read_arrays
 from simulations.engines.state_files import read_file, write_file
@@ -215,7 +215,7 @@ def _read(state: str | int | None, unpacker: Unpacker) -> RecordDict:
 
 
 def _save(state: RecordDict, path: str | None, packer: Packer) -> str | int:
-    data = records_to_bytes(state)
+    data = records_to_buffers(state)
     if path is not None:
         try:
             write_file(path, data)
@@ -223,4 +223,4 @@ def _save(state: RecordDict, path: str | None, packer: Packer) -> str | int:
             Path(path).unlink(missing_ok=True)
         else:
             return path
-    return packer.part(data)
+    return packer.part(b"".join(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from fedcompress import parse, rng_for
+from fedcompress.chain import Chain
+from fedcompress.errors import NotFiniteError
 from fedcompress.stage import Stage
 from fedcompress.stages.top_k import TopK
+from fedcompress.wire import write_payload
 
 KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "heavy": lambda x: x,
@@ -48,10 +52,83 @@ def test_payloads_are_equal(monkeypatch: pytest.MonkeyPatch, spec: str, kind: st
     update["turned"] = update["(40, 25)"].T
     rng = rng_for(1)
     at_once = compressor.encode_and_decode(update, {}, rng)
+    drawn_next = rng.random()
+    for walk in (_by_array, _by_stage):
+        walk(monkeypatch)
+        other_rng = rng_for(1)
+        in_turn = compressor.encode_and_decode(update, {}, other_rng)
+        assert at_once[0] == in_turn[0]
+        assert drawn_next == other_rng.random()
+        for name, x in in_turn[2].items():
+            assert at_once[2][name].shape == x.shape
+            assert torch.equal(at_once[2][name], x)
+
+
+def _by_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a chain code array after array."""
+    monkeypatch.setattr(Chain, "plan_of", lambda _self, _update: None)
+
+
+def _by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it also apply stage after stage."""
     monkeypatch.setattr(TopK, "encode_through", Stage.encode_through)
-    other_rng = rng_for(1)
-    in_turn = compressor.encode_and_decode(update, {}, other_rng)
-    assert at_once[0] == in_turn[0]
-    assert rng.random() == other_rng.random()
-    for name, x in in_turn[2].items():
-        assert torch.equal(at_once[2][name], x)
+
+
+@pytest.mark.parametrize("wrapper", ["{}", "error_feedback({})"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounds_are_equal(monkeypatch: pytest.MonkeyPatch, wrapper: str, kind: str) -> None:
+    """Payloads, residuals, and what a process keeps of what it sent, over several rounds."""
+    compressor = parse(wrapper.format("top_k(0.02) | quantize(4)"))
+    draw = rng_for(5)
+    shapes = {"a": (40, 25), "b": (40,), "c": (3, 5, 3, 3), "d": (1,)}
+    updates = [
+        {
+            name: torch.from_numpy(
+                # A third, so that a residual of huge entries stays finite over the rounds.
+                (KINDS[kind](draw.standard_t(3, size=math.prod(shape)).astype(np.float32)) * 0.3)
+                .astype(np.float32)
+                .reshape(shape)
+            )
+            for name, shape in shapes.items()
+        }
+        for _ in range(3)
+    ]
+    states = [compressor.init(updates[0])] * 2
+    for server_round, update in enumerate(updates):
+        encoded = [
+            compressor.encode_sections(update, states[0], rng_for(1, round=server_round), False)
+        ]
+        with monkeypatch.context() as patched:
+            _by_array(patched)
+            encoded.append(
+                compressor.encode_sections(update, states[1], rng_for(1, round=server_round), False)
+            )
+        assert encoded[0].sections == encoded[1].sections
+        states = [one.state for one in encoded]
+        assert states[0].keys() == states[1].keys()
+        for name, x in states[1].items():
+            assert states[0][name].numpy().tobytes() == x.numpy().tobytes()
+        payload = write_payload(encoded[0].sections, compressor.spec, update)
+        parts = encoded[0].parts
+        assert parts is not None
+        for name, part in compressor.read(payload, update)[0].items():
+            sums = [torch.ones(shapes[name]) for _ in range(2)]
+            part.add_to(sums[0], 0.3)
+            parts[name].add_to(sums[1], 0.3)
+            assert sums[0].numpy().tobytes() == sums[1].numpy().tobytes()
+            assert parts[name].dense().numpy().tobytes() == part.dense().numpy().tobytes()
+            assert parts[name].is_finite()
+            assert part.is_finite()
+
+
+@pytest.mark.parametrize("wrapper", ["{}", "error_feedback({})"])
+def test_what_is_not_finite_is_named(wrapper: str) -> None:
+    compressor = parse(wrapper.format("top_k(0.02) | quantize(4)"))
+    for bad in (np.nan, np.inf, -np.inf):
+        update = {"a": torch.ones(40, 25), "b": torch.ones(4)}
+        state = compressor.init(update)
+        update["b"][1] = bad
+        with pytest.raises(NotFiniteError, match=r"'b'.*top_k"):
+            compressor.encode(update, state, rng_for(1))
+        for residual in state.values():
+            assert not residual.any()

@@ -1,0 +1,198 @@
+"""`top_k | quantize | entropy` of a whole update in one go, to the bit what the chain does.
+
+The chain walks from array to array and from stage to stage. A small model has many small arrays,
+and walking costs several times what the numbers do; here all arrays lie one behind another, one
+call selects and rounds, and what is left unsent stays where it lay.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedcompress.coder import Coder
+from fedcompress.coders.entropy import Entropy
+from fedcompress.coders.index_sets import encode_index_set
+from fedcompress.coders.symbol_arrays import encode_symbols
+from fedcompress.compressor import Part
+from fedcompress.stage import Stage
+from fedcompress.stages.quantize import Quantize
+from fedcompress.stages.selection import add_at, count_of
+from fedcompress.stages.top_k import TopK
+from fedcompress.wire import Section
+
+_WORDS = 1 << 64
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Where the arrays of one layout lie, one behind another, and how many entries of each go."""
+
+    bits: int
+    is_stochastic: bool
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+    ends: np.ndarray
+    kept_starts: tuple[int, ...]
+    kept_ends: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Entries of all arrays."""
+        return int(self.ends[-1])
+
+    def places(self) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
+        """Give name, shape, start and end of each array."""
+        return zip(self.names, self.shapes, self.starts, self.ends.tolist(), strict=True)
+
+    def gather(self, arrays: Mapping[str, Tensor]) -> np.ndarray:
+        """Copy arrays one behind another."""
+        flat = np.empty(self.ends[-1], np.float32)
+        for name, shape, start, end in self.places():
+            flat[start:end].reshape(shape)[...] = arrays[name].numpy()
+        return flat
+
+    def add(self, arrays: Mapping[str, Tensor], others: Callable[[str], Tensor]) -> np.ndarray:
+        """Put sums of arrays one behind another."""
+        flat = np.empty(self.ends[-1], np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # `keep` finds what is not finite
+            for name, shape, start, end in self.places():
+                np.add(arrays[name].numpy(), others(name).numpy(), flat[start:end].reshape(shape))
+        return flat
+
+    def views(self, flat: np.ndarray) -> dict[str, Tensor]:
+        """Give the arrays that lie in ``flat``."""
+        return {
+            name: torch.from_numpy(flat[start:end].reshape(shape))
+            for name, shape, start, end in self.places()
+        }
+
+    def keep(self, flat: np.ndarray, rng: np.random.Generator) -> "KeptLevels | str":
+        """Select and round, and leave in ``flat`` what is not sent.
+
+        Gives the name of an array that is not finite, if there is one; then ``flat`` is spoilt.
+        """
+        from fedcompress.kernels.kept_all import keep_all
+
+        arrays, count = len(self.names), int(self.kept_ends[-1])
+        if self.is_stochastic:
+            seeds = rng.integers(0, _WORDS, size=arrays, dtype=np.uint64)
+        else:
+            seeds = np.zeros(arrays, np.uint64)
+        kept, symbols = np.empty(count, np.int64), np.empty(count, np.int16)
+        values, steps = np.empty(count, np.float32), np.empty(arrays, np.float32)
+        wrong = keep_all(
+            flat,
+            self.ends,
+            self.kept_ends,
+            self.bits,
+            self.is_stochastic,
+            seeds,
+            kept,
+            symbols,
+            values,
+            steps,
+        )
+        if wrong >= 0:
+            return self.names[wrong]
+        return KeptLevels(self, kept, symbols, values, steps)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptLevels:
+    """What is sent of an update; positions count within each array."""
+
+    plan: Plan
+    kept: np.ndarray
+    symbols: np.ndarray
+    values: np.ndarray
+    steps: np.ndarray
+
+    def sections(self) -> list[Section]:
+        """Code positions, step and symbols of every array."""
+        plan = self.plan
+        sections: list[Section] = []
+        for i, (_, shape, start, end) in enumerate(plan.places()):
+            first, last = plan.kept_starts[i], plan.kept_ends[i]
+            positions = encode_index_set(self.kept[first:last], end - start, shape)
+            sections += (
+                Section("index", positions),
+                Section("scale", self.steps[i : i + 1].tobytes()),
+                Section("symbols", encode_symbols(self.symbols[first:last], 0)),
+            )
+        return sections
+
+    def parts(self) -> dict[str, Part]:
+        """Give what decoding gives."""
+        plan = self.plan
+        return {
+            name: _Kept(self.kept[first:last], self.values[first:last], shape)
+            for name, shape, first, last in zip(
+                plan.names, plan.shapes, plan.kept_starts, plan.kept_ends.tolist(), strict=True
+            )
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept(Part):
+    """The kept entries of one array; all are finite, being multiples of a step that are clamped."""
+
+    positions: np.ndarray
+    values: np.ndarray
+    shape: tuple[int, ...]
+
+    def dense(self) -> Tensor:
+        out = torch.zeros(self.shape)
+        out.numpy().reshape(-1)[self.positions] = self.values
+        return out
+
+    def add_to(self, total: Tensor, weight: float) -> None:
+        add_at(total, torch.from_numpy(self.positions), torch.from_numpy(self.values), weight)
+
+    def is_finite(self) -> bool:
+        return True
+
+
+def plan_of(stages: tuple[Stage, ...], coder: Coder, update: Mapping[str, Tensor]) -> Plan | None:
+    """Plan the encoding of an update by these stages; None where only the chain can do it."""
+    if len(stages) != 2 or type(coder) is not Entropy:
+        return None
+    select, quantize = stages
+    if not isinstance(select, TopK) or not isinstance(quantize, Quantize):
+        return None
+    if select.block is not None or quantize.bits is None:
+        return None
+    for x in update.values():
+        if x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
+            return None
+    layout = tuple((name, tuple(x.shape)) for name, x in update.items())
+    if not layout:
+        return None
+    return _plan(select.fraction, quantize.bits, quantize.rounding == "stochastic", layout)
+
+
+@lru_cache(maxsize=64)
+def _plan(
+    fraction: float,
+    bits: int,
+    is_stochastic: bool,
+    layout: tuple[tuple[str, tuple[int, ...]], ...],
+) -> Plan:
+    names, shapes = zip(*layout, strict=True)
+    sizes = np.array([np.prod(shape, dtype=np.int64) for shape in shapes], np.int64)
+    counts = np.array([count_of(fraction, int(size)) for size in sizes], np.int64)
+    ends, kept_ends = sizes.cumsum(), counts.cumsum()
+    return Plan(
+        bits,
+        is_stochastic,
+        names,
+        shapes,
+        tuple((ends - sizes).tolist()),
+        ends,
+        tuple((kept_ends - counts).tolist()),
+        kept_ends,
+    )

@@ -1,0 +1,60 @@
+"""The largest entries of every array of an update, rounded, in one call; see `kept_levels`."""
+
+import numpy as np
+
+from fedcompress.kernels.jit import kernel
+from fedcompress.kernels.kept_levels import keep
+
+_LARGEST = np.float32(3.4028234663852886e38)
+
+
+@kernel
+def keep_all(
+    x: np.ndarray,
+    ends: np.ndarray,
+    kept_ends: np.ndarray,
+    bits: int,
+    stochastic: bool,
+    seeds: np.ndarray,
+    kept: np.ndarray,
+    symbols: np.ndarray,
+    values: np.ndarray,
+    steps: np.ndarray,
+) -> int:
+    """Keep the largest magnitudes of each array and round them; take what they decode to off ``x``.
+
+    Parameters
+    ----------
+    x : ndarray
+        float32, the arrays one behind another; what was not kept is left in it.
+    ends, kept_ends : ndarray
+        int64, where each array ends in ``x`` and in the arrays that are filled.
+    bits, stochastic : int, bool
+        As in `kept_levels.keep`.
+    seeds : ndarray
+        uint64, of the noise of each array.
+    kept, symbols, values : ndarray
+        int64, int16 and float32, filled with positions within the array, and what is sent and
+        decoded of each.
+    steps : ndarray
+        float32, filled with the step of each array.
+
+    Returns
+    -------
+    int
+        The first array that holds NaN or infinity; −1 where all is finite.
+    """
+    start, first = 0, 0
+    for i in range(ends.size):
+        whole = x[start : ends[i]]
+        chosen, said = kept[first : kept_ends[i]], symbols[first : kept_ends[i]]
+        step = keep(whole, bits, stochastic, seeds[i], chosen, said)
+        if step < 0:
+            return i
+        steps[i] = step
+        for j in range(chosen.size):
+            value = min(max(np.float32(said[j]) * step, -_LARGEST), _LARGEST)
+            values[first + j] = value
+            whole[chosen[j]] -= value
+        start, first = ends[i], kept_ends[i]
+    return -1
