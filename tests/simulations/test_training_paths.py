@@ -52,6 +52,18 @@ class Functional(nn.Module):
         return logits
 
 
+class Rectified(nn.Module):
+    """As tutorials write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 24), nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.second(F.relu(self.first(x.flatten(1))))
+        return logits
+
+
 def sequence(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers)
 
@@ -61,6 +73,7 @@ DENSE: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: sequence(nn.Linear(64, 10)),
     "tanh": lambda: sequence(nn.Linear(64, 17), nn.Tanh(), nn.Linear(17, 10)),
     "functional": Functional,
+    "rectified": Rectified,
 }
 
 
