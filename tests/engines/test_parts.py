@@ -278,6 +278,16 @@ def written(files: StateFiles, node_id: int, state: bytes) -> str:
     return path
 
 
+@pytest.mark.parametrize("lengths", [[], [0], [5], [3, 0, 4], [1] * 2500, [70_000, 1, 300_000]])
+def test_files_are_written_in_pieces(tmp_path: Path, lengths: list[int]) -> None:
+    rng = np.random.default_rng(1)
+    pieces = [rng.bytes(length) for length in lengths]
+    path = tmp_path / "state"
+    path.write_bytes(b"longer than what comes now" * 20_000)
+    write_file(str(path), pieces)
+    assert path.read_bytes() == b"".join(pieces)
+
+
 def folder_bytes(*folders: Path) -> int:
     return sum(p.stat().st_size for folder in folders for p in folder.iterdir())
 
