@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.engine_clock import Clock
 from benchmarks.engine_rows import SKIPPED_ROUNDS, Engine, Job, Workload
-from fedcompress.errors import ConfigError
 from simulations.settings import Scalar
 
 if TYPE_CHECKING:
     from flwr.serverapp import ServerApp
 
+CLIENT_APP = "simulations.client_app:app"
 WORKERS = 2
 RESULT = "RESULT "
 """Begins the line that holds the figures; what frameworks print stands around it."""
@@ -40,9 +40,7 @@ def _run_raygrid(workload: Workload, settings: dict[str, Scalar]) -> dict[str, A
     from simulations.engines import RayGrid
 
     clock, server = _flower_app(workload, settings)
-    ours = "simulations.client_app:app"
-    client = ours if workload.registered == workload.clients else "benchmarks.engine_app:app"
-    with RayGrid(client, workload.registered, run_config=settings, workers=WORKERS) as grid:
+    with RayGrid(CLIENT_APP, workload.clients, run_config=settings, workers=WORKERS) as grid:
         server(grid, Context(1, 1, {}, RecordDict(), dict(settings)))
     return clock.figures()
 
@@ -56,7 +54,7 @@ def _run_flower(workload: Workload, settings: dict[str, Scalar]) -> dict[str, An
     run_simulation(
         server,
         app,
-        workload.registered,
+        workload.clients,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0},
             # A cluster that runs on this machine for others is not joined.
@@ -86,8 +84,6 @@ def _run_study(workload: Workload, settings: dict[str, Scalar]) -> dict[str, Any
     from simulations.materials import materials_of
     from simulations.models import load_arrays
 
-    if workload.registered != workload.clients:
-        raise ConfigError("study: more nodes than parts of the data cannot be registered")
     clock = Clock(SKIPPED_ROUNDS + workload.rounds)
 
     def listen(event: Event) -> None:
@@ -99,10 +95,9 @@ def _run_study(workload: Workload, settings: dict[str, Scalar]) -> dict[str, Any
             clock.round_ended(event.row["round"], uncounted=event.row["evaluate_seconds"])
 
     cell = Cell.from_run_config(settings)
-    client = "simulations.client_app:app"
     with (
         tempfile.TemporaryDirectory() as folder,
-        RayGrid(client, workload.clients, run_config=settings, workers=WORKERS) as grid,
+        RayGrid(CLIENT_APP, workload.clients, run_config=settings, workers=WORKERS) as grid,
     ):
         own = CellFolder(Path(folder), cell)
         run_cell(cell, grid, own, listen=listen)
