@@ -18,6 +18,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from fedcompress.errors import ConfigError
 from simulations.engines.channel import Channel
 from simulations.engines.client_call import AppFactory
+from simulations.engines.faults import FaultKind
 from simulations.engines.fork_server import ANSWER, END, FORK, REQUEST
 from simulations.engines.pool import START_SECONDS, WorkerPool
 
@@ -158,21 +159,22 @@ class ForkPool(WorkerPool):
         self._pids[worker] = pid
         self._connect(worker, Channel(connection, blocking=False))
 
-    def _why_died(self, worker: int) -> str:
+    def _why_died(self, worker: int) -> tuple[str, FaultKind]:
         pid = self._pids.pop(worker, None)
         if pid is None:
-            return ""
+            return "", "worker_died"
         try:
             status = self._server.end(pid)
         except OSError:
             self._server.close()  # should it live: it may still answer what is no longer asked
-            return "the process that it was forked from is gone"
+            return "the process that it was forked from is gone", "worker_died"
         if not os.WIFSIGNALED(status):
-            return f"it ended by itself with status {os.waitstatus_to_exitcode(status)}"
+            code = os.waitstatus_to_exitcode(status)
+            return f"it ended by itself with status {code}", "worker_died"
         kills, self._out_of_memory = self._out_of_memory, _kills_for_memory()
         if os.WTERMSIG(status) == signal.SIGKILL and self._out_of_memory > kills:
-            return "the machine ran out of memory"
-        return f"it was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+            return "the machine ran out of memory", "out_of_memory"
+        return f"it was ended by {signal.Signals(os.WTERMSIG(status)).name}", "worker_died"
 
 
 def _described(client_app: AppFactory) -> dict[str, str | None]:

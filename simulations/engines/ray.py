@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from fedcompress.errors import ConfigError
 from simulations.engines.base import SimulatedGrid
 from simulations.engines.client_call import AppFactory
 from simulations.engines.cohort import cohort_size, wants_cohorts
+from simulations.engines.facts import Facts, pack_check
+from simulations.engines.faults import EngineGoneError, Fault
 from simulations.engines.pool import WorkerPool
 from simulations.engines.round import Answer, Round
 from simulations.engines.schedule import (
@@ -108,7 +111,7 @@ class RayGrid(SimulatedGrid):
         self._client_timeout = client_timeout
         self._costs = CostModel()
         self._states = StateFiles(state_bytes)
-        self._model = SharedModel()
+        self._model = SharedModel(self._note_full)
         self._pool: WorkerPool | None = None
         try:
             if needs_ray or (_ray_runs_here() if use_ray == "auto" else use_ray):
@@ -134,6 +137,14 @@ class RayGrid(SimulatedGrid):
     def expect_sizes(self, sizes: Callable[[int], float] | None) -> None:
         """Say how large each client is; without sizes it is expected to take as long as before."""
         self._costs.clear(sizes)
+
+    def expect_facts(self, facts: Facts) -> None:
+        """Refuse workers of other machines that have other data, say, than the driver.
+
+        A round that runs on one ends with an error that names its machine and what differs.
+        """
+        if self._pool is not None:
+            self._pool.expect(pack_check(self._run_config, facts))
 
     # ------------------------------------------------------------------ a round
     def _execute(
@@ -161,11 +172,19 @@ class RayGrid(SimulatedGrid):
             costs,
             self._client_timeout,
             sums,
+            self._tell_fault,
         )
         try:
             for answer in this_round.run(deadline):
                 self._accept(answer, node_ids[answer.position])
                 yield answer.position, answer.reply
+        except EngineGoneError as error:
+            self._tell_fault(Fault(error.kind, "stopped", str(error), clients=0))
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._tell_fault(Fault("disk_full", "stopped", str(error), clients=0))
+            raise
         finally:
             self._states.end_round()
         if sums is not None:
@@ -176,6 +195,10 @@ class RayGrid(SimulatedGrid):
         if isinstance(answer.state, str):
             self._states.commit(node_id, answer.state)
         elif answer.state is not None:
+            assert self._pool is not None
+            if not self._pool.node(answer.worker):  # that worker would have written it itself
+                reason = "a worker found no room for a client's state"
+                self._tell_fault(Fault("memory_full", "on_disk", reason, node_id, answer.worker))
             self._states.write(node_id, answer.state)
         if answer.state is not None:
             self._changed.add(node_id)
@@ -187,7 +210,12 @@ class RayGrid(SimulatedGrid):
             node = self._pool.node(answer.worker)
             self.spans.append(ClientSpan(node_id, answer.worker, *at_work, node))
         if answer.failure is not None:
-            self._log_failure(node_id, answer.failure)
+            reason = str(answer.reply.error.reason)
+            self._note_failure(node_id, answer.worker, reason, answer.failure, answer.seconds)
+
+    def _note_full(self, error: OSError) -> None:
+        reason = f"the round's arrays: {error.strerror or error}"
+        self._tell_fault(Fault("memory_full", "on_disk", reason, clients=0))
 
     # ------------------------------------------------------------------ states
     def changed_states(self) -> Mapping[int, bytes | Path]:
@@ -204,6 +232,8 @@ class RayGrid(SimulatedGrid):
     def _clear_states(self) -> None:
         self._states.clear()
         self._costs.clear()
+        if self._pool is not None:
+            self._pool.expect(None)
 
     def close(self) -> None:
         """End the workers; leave Ray, or shut it down if this grid started it."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from flwr.app import Error, Message
 
-from fedcompress.errors import ConfigError
 from simulations.engines import frames
 from simulations.engines.channel import Part
 from simulations.engines.client_call import Setting
+from simulations.engines.faults import EngineGoneError, Fault, Outcome
 from simulations.engines.flower_internals import CLIENT_CRASHED, build_message, set_message_id
 from simulations.engines.packing import (
     Json,
@@ -35,6 +35,10 @@ logger = logging.getLogger(__name__)
 MAX_CRASHES = 3  # of workers, under one client's call
 # A worker that will be done this soon is sent its next block: the way there takes part of it.
 AHEAD_SECONDS = 0.002
+
+
+def _tell_nobody(_: Fault) -> None:
+    pass
 
 
 class Answer(NamedTuple):
@@ -60,6 +64,7 @@ class _Work:
     """What one worker has to do: the ranges it was sent, each with the clients to answer."""
 
     ranges: deque[list[int]] = field(default_factory=deque)
+    since: float = 0.0  # it was sent a range while it had none, or answered last
     informed: bool = False  # of what the round's clients share
     begun: list[int] = field(default_factory=list)
     begun_at: float = 0.0
@@ -91,6 +96,8 @@ class Round:
         Seconds that a client may take.
     sums : RoundSums, optional
         Where the workers' sums go; without it they do not sum.
+    on_fault : callable, optional
+        Told of each fault.
     """
 
     def __init__(
@@ -104,6 +111,7 @@ class Round:
         costs: Sequence[float],
         client_timeout: float | None,
         sums: RoundSums | None = None,
+        on_fault: Callable[[Fault], None] = _tell_nobody,
     ) -> None:
         self._pool = pool
         self._messages = messages
@@ -114,6 +122,7 @@ class Round:
         self._costs = costs
         self._client_timeout = client_timeout
         self._sums = sums
+        self._on_fault = on_fault
         self._is_timed = client_timeout is not None
         self._shared = SharedContents(message.content for message in messages)
         self._file: list[Part] | None = None
@@ -147,6 +156,7 @@ class Round:
             work = self._work.setdefault(worker, _Work())
             while self._queue and self._is_hungry(work) and self._inform(worker, work):
                 positions = self._queue.take(worker)
+                work.since = work.since if work.ranges else time.monotonic()
                 work.ranges.append(positions)
                 self._pool.send(worker, frames.RANGE, self._range(worker, positions))
 
@@ -240,9 +250,10 @@ class Round:
             due += [self._due(work) for work in self._work.values() if work.begun]
         events = self._pool.events(max(min(due) - now, 0.0) if due else None)
         if not events and not self._pool.ready and time.monotonic() >= now + START_SECONDS:
-            raise ConfigError(
+            raise EngineGoneError(
                 f"workers: none is left, and none started within {START_SECONDS:g} s; "
-                "is the cluster gone, or busy with other work?"
+                "is the cluster gone, or busy with other work?",
+                "no_workers",
             )
         return events
 
@@ -264,6 +275,7 @@ class Round:
                 )
 
     def _answers(self, event: Received, work: _Work) -> Iterator[Answer]:
+        work.since = time.monotonic()
         unpacker = Unpacker(event.parts)
         rows, sums = unpacker.value
         if sums and self._sums is not None:
@@ -295,11 +307,15 @@ class Round:
         """Replace a dead worker; its clients run again, but not the one that keeps killing it."""
         self._failed_starts = 0 if died.started else self._failed_starts + 1
         if died.is_final or self._failed_starts >= MAX_CRASHES:
-            raise ConfigError(f"client_app: no worker could start: {died.reason}")
+            if died.kind == "other_data":
+                raise EngineGoneError(died.reason, died.kind)
+            raise EngineGoneError(f"client_app: no worker could start: {died.reason}", "no_workers")
         work = self._release(died.worker)
         self._pool.replace(died.worker)
         lost = work.clients()
+        fault = Fault(died.kind, "replaced", died.reason, None, died.worker, clients=len(lost))
         if not lost:
+            self._on_fault(fault)
             return
         # Blocks are the smallest that runs again: what is trained together stays together.
         block = self._queue.block_of(lost[0])
@@ -316,9 +332,18 @@ class Round:
             len(lost),
         )
         others = [position for position in lost if position not in suspects]
+        is_given_up = len(suspects) == 1 and crashes >= MAX_CRASHES
+        self._on_fault(
+            fault._replace(
+                outcome="left_out" if is_given_up else "run_again",
+                node_id=node_id,
+                attempt=crashes,
+                seconds=time.monotonic() - (work.begun_at if work.begun else work.since),
+            )
+        )
         if len(suspects) > 1 and crashes >= MAX_CRASHES - 1:
             self._queue.put_back_alone(suspects)
-        elif crashes >= MAX_CRASHES:
+        elif is_given_up:
             reason = f"the worker process died {MAX_CRASHES} times while this client ran"
             yield self._failed(lost[0], f"{reason}: {died.reason}" if died.reason else reason)
         else:
@@ -334,12 +359,24 @@ class Round:
             self._release(worker)
             self._pool.replace(worker)
             begun = work.begun
-            if len(begun) == 1:
-                node_id = self._messages[begun[0]].metadata.dst_node_id
-                reason = (
-                    f"the client of node {node_id} did not finish within "
-                    f"{self._client_timeout:g} s (client_timeout)"
+            node_id = self._messages[begun[0]].metadata.dst_node_id
+            reason = (
+                f"the client of node {node_id} did not finish within "
+                f"{self._client_timeout:g} s (client_timeout)"
+            )
+            outcome: Outcome = "left_out" if len(begun) == 1 else "run_again"
+            self._on_fault(
+                Fault(
+                    "client_hung",
+                    outcome,
+                    reason,
+                    node_id,
+                    worker,
+                    seconds=now - work.begun_at,
+                    clients=len(begun),
                 )
+            )
+            if len(begun) == 1:
                 logger.warning("%s; its worker was ended", reason)
                 yield self._failed(begun[0], reason)
             else:  # trained together: one by one it shows which of them hangs

@@ -24,6 +24,7 @@ from simulations.engines.client_call import (
     call_clients,
     load_app,
 )
+from simulations.engines.facts import check_facts
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
 from simulations.engines.packing import Json, Packer, Unpacker, pack_metadata, unpack_metadata
 from simulations.engines.shared_model import SharedModel, read_arrays
@@ -82,6 +83,9 @@ class ClientWorker:
                 frame = self._channel.receive()
                 if frame.kind == frames.ROUND:
                     self._open_round(frame)
+                elif frame.kind == frames.CHECK:
+                    said = check_facts(self._app, bytes(frame.parts[0]))
+                    self._channel.send(frames.CHECKED, [said.encode()])
                 else:
                     self._call_range(frame)
         finally:
