@@ -19,6 +19,7 @@ from simulations.engines.client_call import AppFactory
 from simulations.engines.cohort import cohort_size, wants_cohorts
 from simulations.engines.facts import Facts, pack_check
 from simulations.engines.faults import EngineGoneError, Fault
+from simulations.engines.fork_start import ForkServer
 from simulations.engines.pool import WorkerPool
 from simulations.engines.round import Answer, Round
 from simulations.engines.schedule import (
@@ -72,6 +73,9 @@ class RayGrid(SimulatedGrid):
     state_bytes : int, optional
         Most bytes of client states held in memory, the rest lie on the disk; default a quarter of
         what ``/dev/shm`` holds.
+    server : ForkServer, optional
+        What workers are forked from, started ahead for this app: before torch was imported here,
+        say. This grid closes it.
 
     Raises
     ------
@@ -92,6 +96,7 @@ class RayGrid(SimulatedGrid):
         use_ray: bool | Literal["auto"] = "auto",
         client_timeout: float | None = None,
         state_bytes: int | None = None,
+        server: ForkServer | None = None,
     ) -> None:
         super().__init__(num_clients, run_config or {})
         if workers != "auto" and workers < 1:
@@ -103,6 +108,8 @@ class RayGrid(SimulatedGrid):
             )
         if client_timeout is not None and client_timeout <= 0:
             raise ConfigError(f"client_timeout: must be positive seconds, got {client_timeout}")
+        if server is not None and server.client_app != client_app:
+            raise ConfigError(f"server: it was started for the app {server.client_app!r}")
         needs_ray = address is not None or gpus_per_worker > 0
         if use_ray is False and needs_ray:
             raise ConfigError(
@@ -117,12 +124,14 @@ class RayGrid(SimulatedGrid):
             if needs_ray or (_ray_runs_here() if use_ray == "auto" else use_ray):
                 from simulations.engines.pool_ray import RayPool
 
+                if server is not None:
+                    server.close()
                 pool = RayPool(client_app, address, cpus_per_worker, gpus_per_worker, workers)
                 self._pool, count = pool, pool.wanted
             else:
                 from simulations.engines.pool_fork import ForkPool
 
-                self._pool = ForkPool(client_app)
+                self._pool = ForkPool(client_app, server)
                 count = _workers_here(cpus_per_worker) if workers == "auto" else workers
             self._pool.start(count)
         except BaseException:
