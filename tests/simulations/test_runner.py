@@ -238,8 +238,8 @@ def test_settings_that_came_later_are_those_of_before(finished: Path, tmp_path: 
     (folder / "cells" / "stc-seed0" / "result.json").unlink()
     run_study(small_study(), folder)
     assert results_of(folder) == results_of(finished)
+    other = {"clients": 6, "min_samples": 5, "samples_per_client": 9}
     with pytest.raises(ConfigError, match=r"partition.samples_per_client is 50 there and 9 here"):
-        other = {"clients": 6, "min_samples": 5, "samples_per_client": 9}
         run_study(small_study(partition=other), folder)
 
 
