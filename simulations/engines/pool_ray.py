@@ -38,6 +38,7 @@ _PROOF_SECONDS = 5.0
 # Ray tells of a process that never connected only when asked.
 _ASK_EVERY_SECONDS = 0.5
 _REASON_SECONDS = 2.0
+_END_SECONDS = 1.0
 
 
 class RayWorker:
@@ -182,12 +183,23 @@ class RayPool(WorkerPool):
 
     def close(self) -> None:
         connected = set(self._channels)
+        elsewhere = [self._calls[worker][1] for worker in connected if self.node(worker)]
         super().close()
         self._listener.close()
+        if elsewhere:
+            self._let_end(elsewhere)
         # Ray may keep the CPUs of an actor that is killed as it starts; one that finds nobody to
         # connect to ends by itself.
         self._actors = {w: actor for w, actor in self._actors.items() if w in connected}
         self._leave()
+
+    def _let_end(self, calls: list[Any]) -> None:
+        """Let workers that noticed the end delete what they keep on machines of their own."""
+        import ray
+
+        if ray.is_initialized():
+            with suppress(ray.exceptions.RayError):
+                ray.wait(calls, num_returns=len(calls), timeout=_END_SECONDS)
 
     def _launch(self, count: int) -> None:
         for worker in range(count):

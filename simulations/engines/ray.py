@@ -20,6 +20,7 @@ from simulations.engines.cohort import cohort_size, wants_cohorts
 from simulations.engines.facts import Facts, pack_check
 from simulations.engines.faults import EngineGoneError, Fault
 from simulations.engines.fork_start import ForkServer
+from simulations.engines.held_states import HeldStates
 from simulations.engines.pool import WorkerPool
 from simulations.engines.round import Answer, Round
 from simulations.engines.schedule import (
@@ -118,6 +119,7 @@ class RayGrid(SimulatedGrid):
         self._client_timeout = client_timeout
         self._costs = CostModel()
         self._states = StateFiles(state_bytes)
+        self._held = HeldStates()
         self._model = SharedModel(self._note_full)
         self._pool: WorkerPool | None = None
         try:
@@ -176,6 +178,7 @@ class RayGrid(SimulatedGrid):
             messages,
             setting,
             self._states,
+            self._held,
             self._model,
             queue,
             costs,
@@ -196,6 +199,7 @@ class RayGrid(SimulatedGrid):
             raise
         finally:
             self._states.end_round()
+            self._held.end_round()
         if sums is not None:
             self._sums = sums.finish()
 
@@ -210,6 +214,7 @@ class RayGrid(SimulatedGrid):
                 self._tell_fault(Fault("memory_full", "on_disk", reason, node_id, answer.worker))
             self._states.write(node_id, answer.state)
         if answer.state is not None:
+            self._held.commit(node_id, answer.kept_as)
             self._changed.add(node_id)
         if answer.compute_seconds is not None:
             self.compute_seconds[node_id] = answer.compute_seconds
@@ -236,10 +241,12 @@ class RayGrid(SimulatedGrid):
         return self._states.read(node_id)
 
     def _write_state(self, node_id: int, state: bytes) -> None:
+        self._held.commit(node_id, None)
         self._states.write(node_id, state)
 
     def _clear_states(self) -> None:
         self._states.clear()
+        self._held.clear()
         self._costs.clear()
         if self._pool is not None:
             self._pool.expect(None)

@@ -16,6 +16,7 @@ from simulations.engines.channel import Part
 from simulations.engines.client_call import Setting
 from simulations.engines.faults import EngineGoneError, Fault, Outcome
 from simulations.engines.flower_internals import CLIENT_CRASHED, build_message, set_message_id
+from simulations.engines.held_states import HeldStates
 from simulations.engines.packing import (
     Json,
     Packer,
@@ -44,7 +45,8 @@ def _tell_nobody(_: Fault) -> None:
 class Answer(NamedTuple):
     """What came of one client's call.
 
-    `state` is the file or the bytes of its new state, None where it stays as it was. `began` is in
+    `state` is the file or the bytes of its new state, None where it stays as it was, and `kept_as`
+    the number of the copy that the worker's machine keeps. `began` is in
     the seconds of the driver's `time.monotonic`; `seconds` is how long the worker was busy with the
     client, `compute_seconds` how long the app was.
     """
@@ -54,6 +56,7 @@ class Answer(NamedTuple):
     compute_seconds: float | None = None
     failure: str | None = None
     state: str | bytes | None = None
+    kept_as: int | None = None
     worker: int = -1
     began: float = 0.0
     seconds: float = 0.0
@@ -86,6 +89,8 @@ class Round:
         What all clients share.
     states : StateFiles
         The clients' states; read only.
+    held : HeldStates
+        What other machines have of them.
     model : SharedModel
         Where the arrays that messages share are written for the workers of this machine.
     queue : RangeQueue
@@ -106,6 +111,7 @@ class Round:
         messages: Sequence[Message],
         setting: Setting,
         states: StateFiles,
+        held: HeldStates,
         model: SharedModel,
         queue: RangeQueue,
         costs: Sequence[float],
@@ -117,6 +123,8 @@ class Round:
         self._messages = messages
         self._setting = setting
         self._states = states
+        self._held = held
+        self._kept_as: dict[int, int] = {}
         self._model = model
         self._queue = queue
         self._costs = costs
@@ -169,21 +177,29 @@ class Round:
 
     def _range(self, worker: int, positions: Sequence[int]) -> list[Part]:
         packer = Packer(self._shared)
-        is_here = not self._pool.node(worker)
+        node = self._pool.node(worker)
         tasks = []
         for position in positions:
             message = self._messages[position]
             node_id = message.metadata.dst_node_id
-            state: str | int | None = self._states.path(node_id)
-            if state is not None and not is_here:
-                state = packer.part(self._states.read(node_id))
+            state: Json = self._states.path(node_id)
+            save_as: str | int
+            if node:
+                save_as = self._kept_as[position] = self._held.new_number(node)
+                held = self._held.number(node_id, node)
+                if held is not None:
+                    state = [held]
+                elif state is not None:
+                    state = packer.part(self._states.read(node_id))
+            else:
+                save_as = self._states.new_path(node_id)
             tasks.append(
                 [
                     position,
                     pack_metadata(message.metadata),
                     packer.content(message.content),
                     state,
-                    self._states.new_path(node_id) if is_here else None,
+                    save_as,
                 ]
             )
         # Clients of a part of a block run again: the rest of it may have been summed elsewhere.
@@ -196,10 +212,10 @@ class Round:
             return True
         node = self._pool.node(worker)
         if not self._shared.buffers:
-            parts = self._round(None, keep=False)
+            parts = self._round(node, None, keep=False)
         elif not node:
             if self._file is None:
-                self._file = self._round(self._model.write(self._shared.buffers), keep=False)
+                self._file = self._round("", self._model.write(self._shared.buffers), keep=False)
             parts = self._file
         else:
             path = self._at_node.get(node, (worker, ""))[1]
@@ -211,14 +227,14 @@ class Round:
                 keep = len(neighbours) > 1 and node not in self._at_node
                 if keep:
                     self._at_node[node] = (worker, None)
-                parts = self._round(None, keep=keep)
+                parts = self._round(node, None, keep=keep)
             else:
-                parts = self._round(path, keep=False)
+                parts = self._round(node, path, keep=False)
         self._pool.send(worker, frames.ROUND, parts)
         work.informed = True
         return True
 
-    def _round(self, path: str | None, *, keep: bool) -> list[Part]:
+    def _round(self, node: str, path: str | None, *, keep: bool) -> list[Part]:
         packer = Packer(self._shared)
         setting = self._setting
         config = setting.run_config
@@ -236,6 +252,7 @@ class Round:
                 [path, [len(buffer) for buffer in buffers], places, keep],
                 self._shared.pack(packer),
                 None if self._sums is None else self._sums.plan.to_json(),
+                [f"{self._held.run}-{node}", self._held.take_outdated(node)] if node else None,
             ]
         )
 
@@ -268,6 +285,9 @@ class Round:
                 if not work.begun:
                     work.begun_at = time.monotonic()
                 work.begun.append(int(bytes(event.parts[0])))
+            elif event.kind == frames.WANTED:
+                state = self._states.read(int(bytes(event.parts[0])))
+                self._pool.send(event.worker, frames.STATE, [state])
             elif event.kind == frames.STORED:
                 self._at_node[self._pool.node(event.worker)] = (
                     event.worker,
@@ -300,7 +320,9 @@ class Round:
         if isinstance(state, int):
             state = bytes(unpacker.part(state))
         began = self._pool.to_our_clock(worker, began)
-        return Answer(position, reply, compute_seconds, failure, state, worker, began, seconds)
+        kept_as = self._kept_as.get(position) if isinstance(state, bytes) else None
+        at_work = worker, began, seconds
+        return Answer(position, reply, compute_seconds, failure, state, kept_as, *at_work)
 
     # ------------------------------------------------------------------ faults
     def _recover(self, died: Died) -> Iterator[Answer]:
