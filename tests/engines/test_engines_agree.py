@@ -97,8 +97,8 @@ def test_a_node_that_dies_in_a_round_changes_no_result(cluster: Any, round_of: A
     cluster.wait_for_nodes()
     with RayGrid(CLIENT_APP, 12, address=cluster.address) as grid:
         assert grid.num_workers == 5
-        told: list[Fault] = []
-        grid.on_fault = told.append
+        faults: list[Fault] = []
+        grid.on_fault = faults.append
         for number, slow in ((1, 0.0), (2, 0.6), (3, 0.0)):
             told = {"round_number": number, "slow": slow}
             expected = local.send_and_receive(round_of(clients=12, **told))
@@ -110,7 +110,7 @@ def test_a_node_that_dies_in_a_round_changes_no_result(cluster: Any, round_of: A
                 killer.join()
             assert [reply.content for reply in replies] == [reply.content for reply in expected]
             assert grid.client_states() == local.client_states()
-        assert "node_lost" in {fault.kind for fault in told}
+        assert "node_lost" in {fault.kind for fault in faults}
         deadline = time.monotonic() + 60  # Ray learns late that a node is gone
         while grid.num_workers > 3:
             assert time.monotonic() < deadline
