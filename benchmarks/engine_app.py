@@ -1,13 +1,15 @@
 """The Flower app that RayGrid and Flower's own simulation both run, unchanged.
 
-The client is that of the simulations; its settings come by the environment, because Flower's
-`run_simulation` has no run configuration, and nodes past the parts of the data share them.
+The client is that of the simulations. Flower's `run_simulation` has no run configuration, so there
+its settings come by the environment.
 """
 
 import json
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -30,26 +32,19 @@ SETTINGS = "FEDCOMPRESS_BENCHMARK_SETTINGS"
 """Names the environment variable with the client's settings as JSON."""
 
 
-class _SharedParts(ClientApp):
-    """The client's app on settings of the environment, part `partition-id` modulo the parts."""
+class _FromEnvironment(ClientApp):
+    """The client's app of the simulations on settings of the environment."""
 
     def __call__(self, message: Message, context: Context) -> Message:
-        settings = _settings()
-        part = int(context.node_config["partition-id"]) % int(settings["partition.clients"])
-        # The state is the node's own and is changed in place.
-        own = Context(
-            run_id=context.run_id,
-            node_id=context.node_id,
-            node_config=dict(context.node_config) | {"partition-id": part},
-            state=context.state,
-            run_config=settings,
-        )
+        # Flower refuses a node's context whose settings have changed; the state is the node's own.
+        own = replace(context, run_config=_settings())
         return client_app(message, own)
 
 
-app = _SharedParts()
+app = _FromEnvironment()
 
 
+@cache
 def _settings() -> dict[str, Scalar]:
     settings: dict[str, Scalar] = json.loads(os.environ[SETTINGS])
     return settings
@@ -120,10 +115,10 @@ def _strategy(
     workload: Workload, aggregate: Callable[[list[RecordDict], str], MetricRecord]
 ) -> Strategy:
     inner = FedAvg(
-        fraction_train=workload.per_round / workload.registered,
+        fraction_train=workload.per_round / workload.clients,
         fraction_evaluate=0.0,
         min_train_nodes=workload.per_round,
-        min_available_nodes=workload.registered,
+        min_available_nodes=workload.clients,
         train_metrics_aggr_fn=aggregate,
     )
     if not workload.spec:

@@ -45,6 +45,8 @@ class Clock:
         if number == SKIPPED_ROUNDS:
             self._figures["worker_pss_mb"] = _mean(worker_pss_mb(self.workers))
             self._figures["cpu"] = tree_cpu_seconds()
+        if number == (SKIPPED_ROUNDS + self.last_round) // 2:
+            self._figures["worker_pss_half_mb"] = _mean(worker_pss_mb(self.workers))
         if number == self.last_round:
             self._figures["cpu"] = tree_cpu_seconds() - self._figures["cpu"]
             sizes = worker_pss_mb(self.workers)

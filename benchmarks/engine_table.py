@@ -17,6 +17,7 @@ _COLUMNS = (
     ("start s", "start_seconds", ".1f"),
     ("1st round s", "first_round_seconds", ".1f"),
     ("PSS MB", "worker_pss_mb", ".0f"),
+    ("half", "worker_pss_half_mb", ".0f"),
     ("at end", "worker_pss_end_mb", ".0f"),
     ("driver MB", "driver_peak_mb", ".0f"),
     ("loss", "loss", ".4f"),
@@ -100,5 +101,6 @@ def _words(measure: str) -> str:
         "start_seconds": "start, s",
         "driver_peak_mb": "driver, MB",
         "worker_pss_mb": "worker, MB",
+        "worker_pss_half_mb": "worker after half, MB",
         "worker_pss_end_mb": "worker at the end, MB",
     }[measure]

@@ -59,6 +59,7 @@ class CellFolder:
         self.path = study_folder / "cells" / f"{slug(cell.label)}-seed{cell.seed}"
         self._rounds = self.path / "rounds.jsonl"
         self._clients = self.path / "clients.jsonl"
+        self._faults = self.path / "faults.jsonl"
         self._checkpoint = self.path / "checkpoint.sqlite"
 
     def result(self) -> Row | None:
@@ -92,7 +93,8 @@ class CellFolder:
     def open(self, *, resume: bool = True) -> Saved | None:
         """Go to where the cell stood: give its last checkpoint, and cut the records to it.
 
-        A cell without a checkpoint, or that may not `resume`, starts anew with empty records.
+        A cell without a checkpoint, or that may not `resume`, starts anew with empty records. What
+        went wrong stays on record, also in rounds that run again.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "cell.json", self.cell.model_dump(mode="json"))
@@ -104,6 +106,8 @@ class CellFolder:
         last = -1 if saved is None else saved.round_number
         for path in (self._rounds, self._clients):
             keep_rounds(path, last)
+        if self._faults.is_file():
+            keep_rounds(self._faults)  # but for a line that was cut off
         if saved is None:
             self.drop_checkpoint()
         return saved
@@ -116,6 +120,10 @@ class CellFolder:
         """Record a round: its clients first, so that a recorded round is whole."""
         append_rows(self._clients, client_rows)
         append_rows(self._rounds, [round_row])
+
+    def append_fault(self, row: Row) -> None:
+        """Record a fault as it happens: the run may end by it."""
+        append_rows(self._faults, [row])
 
     def save(
         self, round_number: int, server: Row, client_states: Mapping[int, bytes | Path]

@@ -16,6 +16,7 @@ from simulations.cell import Cell
 from simulations.cell_folder import CellFolder, Saved, is_usable
 from simulations.checkpoint import load_strategy_state, strategy_state
 from simulations.engines import SimulatedGrid
+from simulations.engines.faults import Fault
 from simulations.events import (
     CellDone,
     CellStarted,
@@ -96,10 +97,12 @@ class _CellRun:
         self._materials = materials_of(cell)
         self._strategy = build_strategy(cell, self._materials)
         self._model = self._materials.new_model(cell.model, cell.seed)
+        self._rounds_done = 0
         self.simulated = grid if isinstance(grid, SimulatedGrid) else None
         if self.simulated is not None:
             sizes = self._materials.partition.sizes()
             self.simulated.expect_sizes(lambda node_id: float(sizes[node_id - 1]))
+            self.simulated.expect_facts(self._materials.facts())
 
     def begin(self) -> ArrayRecord:
         """Start anew: record the model before training and give it."""
@@ -128,6 +131,8 @@ class _CellRun:
         saved_at = time.perf_counter()
         if self.simulated is not None:
             self.simulated.on_reply = ClientsWatch(cell, self._tell)
+            self.simulated.on_fault = self._note_fault
+        self._rounds_done = rounds_done
         for done in run_rounds(
             self._strategy,
             MeasuredGrid(self._grid),
@@ -139,6 +144,7 @@ class _CellRun:
             evaluate=self._test_when_due,
         ):
             arrays = done.arrays
+            self._rounds_done = done.number
             traffic = self._strategy.last_round
             measured = self.simulated.compute_seconds if self.simulated else {}
             clients = client_rows(done, traffic, self._client_of, measured)
@@ -200,6 +206,9 @@ class _CellRun:
             "elapsed_seconds": time.perf_counter() - self._started,
         }
         self._folder.save(number, server, self.simulated.changed_states())
+
+    def _note_fault(self, fault: Fault) -> None:
+        self._folder.append_fault({"round": self._rounds_done + 1, **fault._asdict()})
 
     def _client_of(self, node_id: int) -> int | None:
         """Partition id of a node: known beforehand on our engines only."""

@@ -4,7 +4,7 @@ import time
 from functools import lru_cache
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -12,6 +12,7 @@ from fedcompress import compression_mod, rng_for
 from fedcompress.protocol import array_records
 from simulations.cell import Cell, ModelSettings, TrainingSettings
 from simulations.engines.cohort import offer_cohorts, one_of_a_cohort
+from simulations.engines.facts import offer_facts
 from simulations.materials import Materials, materials_of
 from simulations.model_record import load_record, model_record
 from simulations.settings import Scalar
@@ -78,7 +79,13 @@ def train_many(messages: list[Message], contexts: list[Context]) -> list[Message
     return replies
 
 
+def facts_of(run_config: UserConfig) -> dict[str, str]:
+    """Fingerprint what this process's clients would train on."""
+    return _cell(tuple(run_config.items()))[1].facts()
+
+
 offer_cohorts(app, train_many)
+offer_facts(app, facts_of)
 
 
 def _told(cell: Cell, message: Message) -> tuple[int, TrainingOptions]:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, final
 
 import numpy as np
+import xxhash
 
 from fedcompress.errors import ConfigError
 from fedcompress.randomness import rng_for
@@ -80,6 +81,14 @@ class DrawnPartition:
     def sizes(self) -> Array:
         """Give the number of rows of each client, int64, shape (clients,); takes no memory."""
         return np.broadcast_to(np.int64(self.samples_per_client), (self.num_clients,))
+
+    def fingerprint(self) -> bytes:
+        """Digest how clients draw, and what the first and the last one do draw."""
+        about = (self.num_clients, self.samples_per_client, self.seed, self.alpha)
+        digest = xxhash.xxh3_128(repr(about).encode())
+        for client in (0, self.num_clients - 1):
+            digest.update(self.rows(client).astype(np.int64).tobytes())
+        return digest.digest()
 
     @cached_property
     def _pool(self) -> tuple[Array, Array, Array]:

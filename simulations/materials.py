@@ -6,6 +6,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from fedcompress import rng_for
@@ -66,6 +67,17 @@ class Materials:
         if self.proxy_mask is None or isinstance(self.partition, DrawnPartition):
             return rows
         return rows[~self.proxy_mask[rows]]
+
+    def facts(self) -> dict[str, str]:
+        """Fingerprint data and partition, each by a name that says where it comes from."""
+        place = "" if self.data_dir is None else f" in {self.data_dir}"
+        digest = xxhash.xxh3_128(self.partition.fingerprint())
+        if self.proxy_mask is not None:
+            digest.update(self.proxy_mask.tobytes())
+        return {
+            f"data {self.data.name!r}{place}": self.data.fingerprint,
+            f"partition of {self.data.name!r}": digest.hexdigest(),
+        }
 
     def proxy_inputs(self) -> Tensor:
         """Unlabelled inputs to distil on, as models take them."""

@@ -51,12 +51,13 @@ def _read_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def keep_rounds(path: Path, last_round: int) -> None:
+def keep_rounds(path: Path, last_round: int | None = None) -> None:
     """Cut a JSONL file after the rows of `last_round`, and a half line with them.
 
-    With `last_round` -1 nothing is kept.
+    With `last_round` -1 nothing is kept; without it every whole line is.
     """
-    kept = [row for row in read_rows(path) if row["round"] <= last_round]
+    rows = read_rows(path)
+    kept = [row for row in rows if last_round is None or row["round"] <= last_round]
     write_whole(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 

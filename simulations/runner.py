@@ -7,6 +7,7 @@ from pathlib import Path
 from simulations.cell_folder import CellFolder
 from simulations.cell_run import run_cell
 from simulations.engines import LocalGrid, RayGrid, SimulatedGrid
+from simulations.engines.fork_start import ForkServer
 from simulations.events import CellDone, Event, Listener
 from simulations.materials import materials_of
 from simulations.readiness import check_ready
@@ -27,6 +28,7 @@ def run_study(
     *,
     listen: Listener | None = None,
     profile: Path | None = None,
+    server: ForkServer | None = None,
 ) -> None:
     """Run the grid of cells, skipping finished ones and going on with one that was killed.
 
@@ -43,6 +45,8 @@ def run_study(
         Told of every event.
     profile : Path, optional
         File for what ran when; see `Trace`.
+    server : ForkServer, optional
+        What workers are forked from, started ahead for `CLIENT_APP`; closed with the engine.
 
     Raises
     ------
@@ -84,7 +88,7 @@ def run_study(
                 decided = with_training_path(cell, folder.path)
                 run_config = decided.to_run_config()
                 if grid is None:
-                    grid = open_grid(study.engine, clients, run_config)
+                    grid = open_grid(study.engine, clients, run_config, server)
                 else:
                     grid.reset(num_clients=clients, run_config=run_config)
                 run_cell(
@@ -103,8 +107,13 @@ def _warn_of_damage(folder: CellFolder) -> None:
         )
 
 
-def open_grid(engine: EngineSettings, clients: int, run_config: dict[str, Scalar]) -> SimulatedGrid:
-    """Start the engine that a study names.
+def open_grid(
+    engine: EngineSettings,
+    clients: int,
+    run_config: dict[str, Scalar],
+    server: ForkServer | None = None,
+) -> SimulatedGrid:
+    """Start the engine that a study names; `server` is what its workers may be forked from.
 
     Raises
     ------
@@ -122,4 +131,7 @@ def open_grid(engine: EngineSettings, clients: int, run_config: dict[str, Scalar
         address=engine.address,
         cpus_per_worker=engine.cpus_per_worker,
         gpus_per_worker=engine.gpus_per_worker,
+        client_timeout=engine.client_timeout_seconds,
+        state_bytes=engine.state_bytes,
+        server=server,
     )

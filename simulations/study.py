@@ -50,13 +50,18 @@ def _check_workers(value: object) -> object:
 
 @final
 class EngineSettings(Section):
-    """Where clients run; it never changes a result."""
+    """Where clients run; it never changes a result, but for clients that are ended as too slow.
+
+    `state_bytes` is how much of the clients' states may lie in memory; unset, the engine decides.
+    """
 
     kind: Literal["local", "ray"] = "ray"
     workers: Annotated[int | str, BeforeValidator(_check_workers)] = "auto"
     address: TextOrUnset = None
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    client_timeout_seconds: Annotated[float, Field(gt=0)] | None = None
+    state_bytes: Annotated[int, Field(ge=0)] | None = None
 
 
 @final

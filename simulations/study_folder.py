@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
+from pydantic import ValidationError
+
 from fedcompress.errors import ConfigError
 from simulations.cell import Cell
 from simulations.cell_folder import CellFolder, has_usable_round
@@ -87,8 +89,10 @@ class StudyFolder:
                     "give an empty or new folder as --out"
                 )
             return
+        self._check_version(study, known)
+        # A key that came later means there what it means where nobody sets it.
         differing = _first_difference(
-            _settings(known["study"]), _settings(study.model_dump(mode="json"))
+            _settings(_with_defaults(known["study"])), _settings(study.model_dump(mode="json"))
         )
         if differing is not None:
             key, there, here = differing
@@ -96,6 +100,22 @@ class StudyFolder:
                 f"{self.path} holds another study: {key} is {there} there and {here} here; "
                 "give another --out"
             )
+
+    def _check_version(self, study: Study, known: Mapping[str, Any]) -> None:
+        """Refuse to go on with what a version without `training.path` began.
+
+        It trained by other programs and added up in another order, so that rounds of then and of
+        now would be two runs in one record.
+        """
+        if "path" in known["study"].get("training", {}):
+            return
+        if all(self.cell(cell).result() is not None for cell in study.cells()):
+            return  # nothing is trained
+        raise ConfigError(
+            f"{self.path} was begun by an earlier version (commit {known.get('commit')}), which "
+            "trained by another program, before there was training.path; finish it with that "
+            "version, or give another --out"
+        )
 
     def _known(self) -> dict[str, Any] | None:
         """Read what `study.json` says; nothing while no round was of use, so that it may change."""
@@ -141,6 +161,13 @@ def _warn_of_other_code(known: Mapping[str, Any]) -> None:
 
 def _entries(path: Path) -> list[Path]:
     return list(path.iterdir()) if path.is_dir() else []
+
+
+def _with_defaults(study: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return Study.model_validate(study).model_dump(mode="json")
+    except ValidationError:
+        return study  # it says something that this version does not know, which shall be named
 
 
 def _settings(study: Mapping[str, Any]) -> dict[str, object]:

@@ -17,8 +17,10 @@ from simulations.events import CellDone, CellStarted, Event, RoundDone
 from simulations.timeline import ClientWork, RoundTimeline, bursts, by_worker_of
 
 TraceEvent = dict[str, Any]
-SERVER = 0
-"""The server's pid; its one thread is 0."""
+SERVER = 1
+"""The server's pid, and its one thread's id; 0 is the idle thread wherever traces are read."""
+_FIRST_WORKER = 2
+"""Thread id of worker 0: no two rows have the same, whatever their process."""
 _ENDINGS = (".json", ".json.gz")
 
 
@@ -67,9 +69,9 @@ class Trace:
         self._began = time.monotonic()
         self._cell_began = self._began
         self._named: set[tuple[int, int]] = set()
-        self._pids = {"": 1}
+        self._pids = {"": SERVER + 1}
         self._write("[\n")
-        self._add([*_named(SERVER, 0, "server", "rounds")])
+        self._add([*_named(SERVER, SERVER, "server", "rounds")])
 
     @property
     def _is_packed(self) -> bool:
@@ -91,23 +93,23 @@ class Trace:
         now = time.monotonic()
         if isinstance(event, CellStarted):
             if self._cell_began == self._began:
-                self._add([_complete("start", SERVER, 0, *self._micros(self._began, now))])
+                self._add([_of_server("start", *self._micros(self._began, now))])
             self._cell_began = now
         elif isinstance(event, RoundDone) and event.timeline is not None:
             self._add(self._round(event.timeline, event.row))
         elif isinstance(event, RoundDone):
-            tested = max(now - event.row["evaluate_seconds"], self._cell_began)
-            self._add([_complete("evaluate", SERVER, 0, *self._micros(tested, now))])
+            tested = now - event.row["evaluate_seconds"]
+            self._add([_of_server("evaluate", *self._in_cell(tested, now))])
         elif isinstance(event, CellDone) and not event.skipped:
             name = f"{event.cell.label}, seed {event.cell.seed}"
-            self._add([_complete(name, SERVER, 0, *self._micros(self._cell_began, now))])
+            self._add([_of_server(name, *self._micros(self._cell_began, now))])
 
     def close(self) -> None:
         """End the file and give it its name; harmless when done already."""
         if self._file.closed:
             return
         # Closed by an event without a comma after it, since JSON has none before a bracket.
-        last = _complete("end", SERVER, 0, *self._micros(time.monotonic(), time.monotonic()))
+        last = _of_server("end", *self._micros(time.monotonic(), time.monotonic()))
         self._write(json.dumps(last) + "\n]\n")
         if self._packed is not None:
             self._packed.close()
@@ -116,18 +118,19 @@ class Trace:
 
     # ------------------------------------------------------------------ events of a round
     def _round(self, timeline: RoundTimeline, row: dict[str, Any]) -> Iterator[TraceEvent]:
-        begin, end = self._micros(timeline.began, timeline.began + timeline.seconds)
+        begin, end = self._in_cell(timeline.began, timeline.began + timeline.seconds)
         known = ("accuracy", "clients_sampled", "uplink_payload_bytes", "downlink_payload_bytes")
         facts = {name: row[name] for name in known if row.get(name) is not None}
-        yield _complete(f"round {timeline.number}", SERVER, 0, begin, end, facts)
+        yield _of_server(f"round {timeline.number}", begin, end, facts)
         for phase in timeline.phases:
             own = self._micros(phase.began, phase.began + phase.seconds)
-            yield _complete(phase.name, SERVER, 0, *_within(own, (begin, end)))
+            yield _of_server(phase.name, *_within(own, (begin, end)))
         for worker, work in by_worker_of(timeline.work).items():
-            pid, tid = self._pid(work[0].span.node), worker
+            pid, tid = self._pid(work[0].span.node), _FIRST_WORKER + worker
             if (pid, tid) not in self._named:
                 self._named.add((pid, tid))
-                process = f"workers of {work[0].span.node[:8]}" if pid > 1 else "workers"
+                node = work[0].span.node
+                process = f"workers of {node[:8]}" if node else "workers"
                 yield from _named(pid, tid, process, f"worker {worker}")
             for burst in bursts(work):
                 yield from self._burst(burst, pid, tid, timeline.number)
@@ -149,12 +152,22 @@ class Trace:
             yield from _client(one, pid, tid, first, last, number)
 
     def _pid(self, node: str) -> int:
-        return self._pids.setdefault(node, len(self._pids) + 1)
+        return self._pids.setdefault(node, len(self._pids) + SERVER + 1)
 
     # ------------------------------------------------------------------ the file
     def _micros(self, began: float, ended: float) -> tuple[int, int]:
         first = max(round((began - self._began) * 1e6), 0)
         return first, max(round((ended - self._began) * 1e6), first)
+
+    def _in_cell(self, began: float, ended: float) -> tuple[int, int]:
+        """Give microseconds that begin after the cell does.
+
+        Its own event is written last. Of two events that begin at once a reader takes the one
+        that stands first in the file for the outer one.
+        """
+        outer, _ = self._micros(self._cell_began, self._cell_began)
+        first, last = self._micros(began, ended)
+        return max(first, outer + 1), max(last, outer + 1)
 
     def _add(self, events: Sequence[TraceEvent] | Iterator[TraceEvent]) -> None:
         self._write("".join(json.dumps(event) + ",\n" for event in events))
@@ -194,6 +207,10 @@ def _client(
 def _within(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
     begin, end = (min(max(time, outer[0]), outer[1]) for time in inner)
     return begin, end
+
+
+def _of_server(name: str, begin: int, end: int, facts: dict[str, Any] | None = None) -> TraceEvent:
+    return _complete(name, SERVER, SERVER, begin, end, facts)
 
 
 def _complete(

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
+from fedcompress.errors import ConfigError
 from simulations.cell import Cell
-from simulations.materials import Materials, materials_of
+from simulations.materials import materials_of
 from simulations.records import read_json, write_json
 from simulations.training import (
     TrainingOptions,
@@ -21,32 +22,37 @@ _FILE = "training_path.json"
 def with_training_path(cell: Cell, study_folder: Path) -> Cell:
     """Set `training.path` to the program that trains: by rule, or measured where none holds.
 
-    What was measured is kept in the study's folder: programs round differently, so that all
-    cells of a study, all workers, and a run that is resumed must train by the same one.
+    What was decided is kept in the study's folder: programs round differently, so that all cells
+    of a study, all workers, and a run that is resumed must train by the same one, also where
+    another machine or a later version would decide otherwise.
+
+    Raises
+    ------
+    ConfigError
+        If the study has trained by a program that cannot train here.
     """
-    device = torch.device(cell.device)
-    materials = materials_of(cell)
-    model = materials.new_model(cell.model, cell.seed)
-    path: TrainingPath = choose_path(cell.training.path, model, materials.data, device)
-    if has_no_rule(cell.training.path, model, materials.data, device):
-        path = _measured(cell, materials, study_folder)
-    training = cell.training.model_copy(update={"path": path})
-    return cell.model_copy(update={"training": training})
-
-
-def _measured(cell: Cell, materials: Materials, study_folder: Path) -> TrainingPath:
     about = {
-        "data": materials.data.name,
+        "data": cell.data.name,
         "device": cell.device,
         "model": cell.model.model_dump(mode="json"),
         "training": cell.training.model_dump(mode="json"),
     }
+    materials = materials_of(cell)
+    model = materials.new_model(cell.model, cell.seed)
+    device = torch.device(cell.device)
     known = read_json(study_folder / _FILE)
     if known is None or known["about"] != about:
-        options = TrainingOptions(**cell.training.model_dump(exclude={"path"}))
-        model = materials.new_model(cell.model, cell.seed)
-        found = faster_path(model, materials.data, options, torch.device(cell.device))
-        known = {"about": about, "path": found}
+        path: TrainingPath = choose_path(cell.training.path, model, materials.data, device)
+        if has_no_rule(cell.training.path, model, materials.data, device):
+            options = TrainingOptions(**cell.training.model_dump(exclude={"path"}))
+            path = faster_path(model, materials.data, options, device)
+        known = {"about": about, "path": path}
         write_json(study_folder / _FILE, known)
-    path: TrainingPath = known["path"]
-    return path
+    kept: TrainingPath = known["path"]
+    if choose_path(kept, model, materials.data, device) != kept:
+        raise ConfigError(
+            f"{study_folder}: this study has trained by the program {kept!r}, which cannot train "
+            "its model here; go on where it began, or give another --out"
+        )
+    training = cell.training.model_copy(update={"path": kept})
+    return cell.model_copy(update={"training": training})

@@ -106,20 +106,25 @@ def run(
 
     A folder that holds part of this study is gone on with, finished cells are skipped.
     """
-    from simulations.cli.run import run_command
+    from simulations.cli.ahead import server_ahead
 
-    run_command(
-        study,
-        assignments or [],
-        data_dir=data_dir,
-        out=out,
-        engine=None if engine is None else engine.value,
-        workers=workers,
-        address=address,
-        resume=resume,
-        quiet=quiet,
-        profile=profile,
-    )
+    chosen = None if engine is None else engine.value
+    with server_ahead(study, assignments or [], chosen, address) as server:
+        from simulations.cli.run import run_command
+
+        run_command(
+            study,
+            assignments or [],
+            data_dir=data_dir,
+            out=out,
+            engine=chosen,
+            workers=workers,
+            address=address,
+            resume=resume,
+            quiet=quiet,
+            profile=profile,
+            server=server,
+        )
 
 
 @app.command()

@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from fedcompress.errors import ConfigError
 from simulations.cli.progress import StudyProgress
 from simulations.cli.results import show_results
+from simulations.engines.fork_start import ForkServer
 from simulations.runner import run_study
 from simulations.study import Study, load_study
 
@@ -28,8 +29,9 @@ def run_command(
     resume: bool,
     quiet: bool,
     profile: str | None = None,
+    server: ForkServer | None = None,
 ) -> None:
-    """Load the study, run it with progress, and show its results.
+    """Load the study, run it with progress, and show its results; `server` is for its workers.
 
     Raises
     ------
@@ -51,7 +53,7 @@ def run_command(
         raise ConfigError(f"{folder} holds no run to resume; leave --resume out to start one")
     with nullcontext() if quiet else StudyProgress(study, console) as progress:
         trace = None if profile is None else Path(profile or folder / "trace.json")
-        run_study(study, folder, listen=progress, profile=trace)
+        run_study(study, folder, listen=progress, profile=trace, server=server)
     if trace is not None and not quiet:
         console.print(f"{trace}: open it at ui.perfetto.dev", highlight=False, markup=False)
     show_results(folder, console, quiet=quiet, keep=True)

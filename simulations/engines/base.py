@@ -16,6 +16,8 @@ from flwr.serverapp import Grid
 from fedcompress.errors import ConfigError
 from fedcompress.partial import PartialSum, SumPlan
 from simulations.engines.client_call import Setting
+from simulations.engines.facts import Facts
+from simulations.engines.faults import Fault, kind_of_failure
 from simulations.engines.flower_internals import (
     Run,
     assume_server_identity,
@@ -46,6 +48,8 @@ class SimulatedGrid(Grid, ABC):
         When the clients of the last `send_and_receive` were worked on.
     on_reply : callable or None
         Told of each reply as it comes: how many there are now, and of how many messages.
+    on_fault : callable or None
+        Told of each `Fault` when what comes of it is decided.
     """
 
     def __init__(self, num_clients: int, run_config: UserConfig) -> None:
@@ -63,6 +67,7 @@ class SimulatedGrid(Grid, ABC):
         sample_without_copies()
         self.spans: list[ClientSpan] = []
         self.on_reply: Callable[[int, int], None] | None = None
+        self.on_fault: Callable[[Fault], None] | None = None
         assume_server_identity(RUN_ID)
 
     # ------------------------------------------------------------------ what an engine provides
@@ -151,11 +156,19 @@ class SimulatedGrid(Grid, ABC):
         """Run the clients of `messages`; return the replies that come within `timeout` seconds."""
         return self._collect(self.push_messages(messages), timeout)
 
-    def _log_failure(self, node_id: int, failure: str) -> None:
-        """Log a client's traceback: the first of a batch aloud, for the others are mostly alike."""
+    def _tell_fault(self, fault: Fault) -> None:
+        if self.on_fault is not None:
+            self.on_fault(fault)
+
+    def _note_failure(
+        self, node_id: int, worker: int, reason: str, failure: str, seconds: float
+    ) -> None:
+        """Tell of a client that raised; log the first traceback aloud, others are mostly alike."""
         level = logging.DEBUG if self._failures_logged else logging.ERROR
         self._failures_logged += 1
         logger.log(level, "client of node %d raised:\n%s", node_id, failure)
+        kind = kind_of_failure(reason)
+        self._tell_fault(Fault(kind, "left_out", reason, node_id, worker, seconds=seconds))
 
     def _collect(self, message_ids: list[str], timeout: float | None) -> list[Message]:
         requests = [
@@ -176,6 +189,9 @@ class SimulatedGrid(Grid, ABC):
             for position, request in enumerate(requests)
             if position not in replies
         ]
+        for node_id in self.unanswered:
+            reason = f"no reply within {timeout:g} s"
+            self._tell_fault(Fault("client_late", "left_out", reason, node_id, seconds=timeout))
         if self.unanswered:
             logger.warning(
                 "%d of %d clients did not reply within %g s: nodes %s",
@@ -225,6 +241,13 @@ class SimulatedGrid(Grid, ABC):
         """Say how large each client is, for instance its number of samples, by node id.
 
         It changes no result; engines with several workers balance them by it. `reset` forgets it.
+        """
+
+    def expect_facts(self, facts: Facts) -> None:
+        """Refuse workers that have other data, say, than the driver; `reset` forgets it.
+
+        The app finds its facts as it told by `offer_facts`. Workers of the driver's machine load
+        the same files and are not asked.
         """
 
     def client_states(self) -> dict[int, bytes]:

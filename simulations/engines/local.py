@@ -54,7 +54,8 @@ class LocalGrid(SimulatedGrid):
                     return  # too late: as if the client had never answered
                 self.compute_seconds[node_id] = result.compute_seconds
                 if result.failure is not None:
-                    self._log_failure(node_id, result.failure)
+                    reason, spent = str(result.reply.error.reason), result.compute_seconds
+                    self._note_failure(node_id, 0, reason, result.failure, spent)
                 if result.state is not None:
                     self._states[node_id] = result.state
                     self._changed.add(node_id)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fedcompress.errors import ConfigError
 from simulations.engines import frames
 from simulations.engines.channel import Channel, Part
+from simulations.engines.faults import FaultKind
 
 START_SECONDS = 180.0
 
@@ -43,6 +44,7 @@ class Died:
     reason: str
     started: bool
     is_final: bool = False
+    kind: FaultKind = "worker_died"
 
 
 Event = Ready | Received | Died
@@ -60,6 +62,7 @@ class WorkerPool(ABC):
         self._ready: set[int] = set()
         self._noticed: list[Event] = []
         self._clocks: dict[int, float] = {}
+        self._check: bytes | None = None
 
     # ------------------------------------------------------------------ what a back end provides
     @abstractmethod
@@ -67,8 +70,8 @@ class WorkerPool(ABC):
         """Begin to start `count` workers; each connects by `_connect`."""
 
     @abstractmethod
-    def _why_died(self, worker: int) -> str:
-        """Say why a worker's connection ended; empty if that is not known."""
+    def _why_died(self, worker: int) -> tuple[str, FaultKind]:
+        """Say why a worker's connection ended, in words that are empty if that is not known."""
 
     @abstractmethod
     def replace(self, worker: int) -> bool:
@@ -105,6 +108,15 @@ class WorkerPool(ABC):
             for event in events:
                 if isinstance(event, Died):
                     raise ConfigError(f"client_app: no worker could start: {event.reason}")
+
+    def expect(self, check: bytes | None) -> None:
+        """Let workers of other machines, there or to come, check what `pack_check` wrote.
+
+        One that finds something wrong is told of as one that died and needs no replacement.
+        """
+        self._check = check
+        for worker in self._ready:
+            self._ask_to_check(worker)
 
     @property
     def ready(self) -> set[int]:
@@ -169,12 +181,26 @@ class WorkerPool(ABC):
             self._noticed.append(Died(worker, said, started=False, is_final=True))
         else:
             self._ready.add(worker)
+            self._ask_to_check(worker)
             self._noticed.append(Ready(worker))
+
+    def _ask_to_check(self, worker: int) -> None:
+        if self._check is not None and self.node(worker):
+            self.send(worker, frames.CHECK, [self._check])
+
+    def _checked(self, worker: int, said: str) -> None:
+        if said:
+            node = self.node(worker)
+            reason = f"data: the worker on Ray node {node[:8]} has others than the driver: {said}"
+            self._disconnect(worker)
+            died = Died(worker, reason, started=True, is_final=True, kind="other_data")
+            self._noticed.append(died)
 
     def _lose(self, worker: int) -> None:
         started = worker in self._ready
         self._disconnect(worker)
-        self._noticed.append(Died(worker, self._why_died(worker), started))
+        reason, kind = self._why_died(worker)
+        self._noticed.append(Died(worker, reason, started, kind=kind))
 
     def _flush(self, worker: int) -> None:
         channel = self._channels[worker]
@@ -192,6 +218,8 @@ class WorkerPool(ABC):
                 said, clock = frame.parts
                 self._clocks[worker] = time.monotonic() - frames.CLOCK.unpack(clock)[0]
                 self._hello(worker, bytes(said).decode())
+            elif frame.kind == frames.CHECKED:
+                self._checked(worker, bytes(frame.parts[0]).decode())
             else:
                 self._noticed.append(Received(worker, frame.kind, frame.parts))
         if not alive and worker in self._channels:

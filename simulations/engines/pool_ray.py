@@ -21,8 +21,14 @@ from typing import Any, Literal
 from fedcompress.errors import ConfigError
 from simulations.engines.channel import Channel
 from simulations.engines.client_call import AppFactory
+from simulations.engines.faults import FaultKind
 from simulations.engines.pool import Died, Event, WorkerPool
-from simulations.engines.ray_session import ask_ray, open_session, workers_that_fit
+from simulations.engines.ray_session import (
+    ask_ray,
+    node_answers,
+    open_session,
+    workers_that_fit,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +38,7 @@ _PROOF_SECONDS = 5.0
 # Ray tells of a process that never connected only when asked.
 _ASK_EVERY_SECONDS = 0.5
 _REASON_SECONDS = 2.0
+_END_SECONDS = 1.0
 
 
 class RayWorker:
@@ -168,7 +175,7 @@ class RayPool(WorkerPool):
             left = _ASK_EVERY_SECONDS if deadline is None else deadline - time.monotonic()
             found = super().events(max(min(left, _ASK_EVERY_SECONDS), 0.0))
             if time.monotonic() - self._asked >= _ASK_EVERY_SECONDS:
-                found += self._failed_starts()
+                found += self._failed_starts({e.worker for e in found if isinstance(e, Died)})
                 self._drop_homeless()
                 self._asked = time.monotonic()
             if found or (deadline is not None and time.monotonic() >= deadline):
@@ -176,12 +183,23 @@ class RayPool(WorkerPool):
 
     def close(self) -> None:
         connected = set(self._channels)
+        elsewhere = [self._calls[worker][1] for worker in connected if self.node(worker)]
         super().close()
         self._listener.close()
+        if elsewhere:
+            self._let_end(elsewhere)
         # Ray may keep the CPUs of an actor that is killed as it starts; one that finds nobody to
         # connect to ends by itself.
         self._actors = {w: actor for w, actor in self._actors.items() if w in connected}
         self._leave()
+
+    def _let_end(self, calls: list[Any]) -> None:
+        """Let workers that noticed the end delete what they keep on machines of their own."""
+        import ray
+
+        if ray.is_initialized():
+            with suppress(ray.exceptions.RayError):
+                ray.wait(calls, num_returns=len(calls), timeout=_END_SECONDS)
 
     def _launch(self, count: int) -> None:
         for worker in range(count):
@@ -224,17 +242,19 @@ class RayPool(WorkerPool):
             return
         self._connect(worker, Channel(connection, blocking=False))
 
-    def _failed_starts(self) -> list[Event]:
-        """Tell of workers that died before they connected."""
+    def _failed_starts(self, told: set[int]) -> list[Event]:
+        """Tell of workers that died before they connected, but for those just told of."""
         import ray
 
         waiting = {
-            self._calls[worker][1]: worker for worker in self._actors.keys() - self._channels.keys()
+            self._calls[worker][1]: worker
+            for worker in self._actors.keys() - self._channels.keys() - told
         }
         if not waiting:
             return []
         ended, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
-        return [Died(waiting[call], self._why_died(waiting[call]), started=False) for call in ended]
+        died = [(waiting[call], *self._why_died(waiting[call])) for call in ended]
+        return [Died(worker, reason, started=False, kind=kind) for worker, reason, kind in died]
 
     def _drop_homeless(self) -> None:
         """Give up workers that cannot start: Ray learns late that a node with their room is gone.
@@ -248,19 +268,22 @@ class RayPool(WorkerPool):
         for worker in list(homeless)[: max(len(self._actors) - max(fit, 1), 0)]:
             del self._actors[worker]
 
-    def _why_died(self, worker: int) -> str:
-        """Ask Ray why a worker's call ended; empty if it knows nothing yet."""
+    def _why_died(self, worker: int) -> tuple[str, FaultKind]:
+        """Ask the worker's machine, then Ray, which may know nothing yet."""
         import ray
 
+        node = self.node(worker)
+        if node and not ask_ray(lambda: node_answers(node)):
+            return f"its machine, Ray node {node[:8]}, is lost", "node_lost"
         try:
-            return str(ray.get(self._calls[worker][1], timeout=_REASON_SECONDS))
+            return str(ray.get(self._calls[worker][1], timeout=_REASON_SECONDS)), "worker_died"
         except ray.exceptions.OutOfMemoryError:
-            return "the machine ran out of memory"
+            return "the machine ran out of memory", "out_of_memory"
         except ray.exceptions.GetTimeoutError:
-            return ""
+            return "", "worker_died"
         except Exception as error:  # noqa: BLE001 - what ended the worker, told and no more
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            return lines[-1] if lines else type(error).__name__
+            return lines[-1] if lines else type(error).__name__, "worker_died"
 
     def _leave(self) -> None:
         import ray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,10 @@ from fedcompress.errors import ConfigError
 from simulations.engines.base import SimulatedGrid
 from simulations.engines.client_call import AppFactory
 from simulations.engines.cohort import cohort_size, wants_cohorts
+from simulations.engines.facts import Facts, pack_check
+from simulations.engines.faults import EngineGoneError, Fault
+from simulations.engines.fork_start import ForkServer
+from simulations.engines.held_states import HeldStates
 from simulations.engines.pool import WorkerPool
 from simulations.engines.round import Answer, Round
 from simulations.engines.schedule import (
@@ -69,6 +74,9 @@ class RayGrid(SimulatedGrid):
     state_bytes : int, optional
         Most bytes of client states held in memory, the rest lie on the disk; default a quarter of
         what ``/dev/shm`` holds.
+    server : ForkServer, optional
+        What workers are forked from, started ahead for this app: before torch was imported here,
+        say. This grid closes it.
 
     Raises
     ------
@@ -89,6 +97,7 @@ class RayGrid(SimulatedGrid):
         use_ray: bool | Literal["auto"] = "auto",
         client_timeout: float | None = None,
         state_bytes: int | None = None,
+        server: ForkServer | None = None,
     ) -> None:
         super().__init__(num_clients, run_config or {})
         if workers != "auto" and workers < 1:
@@ -100,6 +109,8 @@ class RayGrid(SimulatedGrid):
             )
         if client_timeout is not None and client_timeout <= 0:
             raise ConfigError(f"client_timeout: must be positive seconds, got {client_timeout}")
+        if server is not None and server.client_app != client_app:
+            raise ConfigError(f"server: it was started for the app {server.client_app!r}")
         needs_ray = address is not None or gpus_per_worker > 0
         if use_ray is False and needs_ray:
             raise ConfigError(
@@ -108,18 +119,21 @@ class RayGrid(SimulatedGrid):
         self._client_timeout = client_timeout
         self._costs = CostModel()
         self._states = StateFiles(state_bytes)
-        self._model = SharedModel()
+        self._held = HeldStates()
+        self._model = SharedModel(self._note_full)
         self._pool: WorkerPool | None = None
         try:
             if needs_ray or (_ray_runs_here() if use_ray == "auto" else use_ray):
                 from simulations.engines.pool_ray import RayPool
 
+                if server is not None:
+                    server.close()
                 pool = RayPool(client_app, address, cpus_per_worker, gpus_per_worker, workers)
                 self._pool, count = pool, pool.wanted
             else:
                 from simulations.engines.pool_fork import ForkPool
 
-                self._pool = ForkPool(client_app)
+                self._pool = ForkPool(client_app, server)
                 count = _workers_here(cpus_per_worker) if workers == "auto" else workers
             self._pool.start(count)
         except BaseException:
@@ -134,6 +148,14 @@ class RayGrid(SimulatedGrid):
     def expect_sizes(self, sizes: Callable[[int], float] | None) -> None:
         """Say how large each client is; without sizes it is expected to take as long as before."""
         self._costs.clear(sizes)
+
+    def expect_facts(self, facts: Facts) -> None:
+        """Refuse workers of other machines that have other data, say, than the driver.
+
+        A round that runs on one ends with an error that names its machine and what differs.
+        """
+        if self._pool is not None:
+            self._pool.expect(pack_check(self._run_config, facts))
 
     # ------------------------------------------------------------------ a round
     def _execute(
@@ -156,18 +178,28 @@ class RayGrid(SimulatedGrid):
             messages,
             setting,
             self._states,
+            self._held,
             self._model,
             queue,
             costs,
             self._client_timeout,
             sums,
+            self._tell_fault,
         )
         try:
             for answer in this_round.run(deadline):
                 self._accept(answer, node_ids[answer.position])
                 yield answer.position, answer.reply
+        except EngineGoneError as error:
+            self._tell_fault(Fault(error.kind, "stopped", str(error), clients=0))
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._tell_fault(Fault("disk_full", "stopped", str(error), clients=0))
+            raise
         finally:
             self._states.end_round()
+            self._held.end_round()
         if sums is not None:
             self._sums = sums.finish()
 
@@ -176,8 +208,13 @@ class RayGrid(SimulatedGrid):
         if isinstance(answer.state, str):
             self._states.commit(node_id, answer.state)
         elif answer.state is not None:
+            assert self._pool is not None
+            if not self._pool.node(answer.worker):  # that worker would have written it itself
+                reason = "a worker found no room for a client's state"
+                self._tell_fault(Fault("memory_full", "on_disk", reason, node_id, answer.worker))
             self._states.write(node_id, answer.state)
         if answer.state is not None:
+            self._held.commit(node_id, answer.kept_as)
             self._changed.add(node_id)
         if answer.compute_seconds is not None:
             self.compute_seconds[node_id] = answer.compute_seconds
@@ -187,7 +224,12 @@ class RayGrid(SimulatedGrid):
             node = self._pool.node(answer.worker)
             self.spans.append(ClientSpan(node_id, answer.worker, *at_work, node))
         if answer.failure is not None:
-            self._log_failure(node_id, answer.failure)
+            reason = str(answer.reply.error.reason)
+            self._note_failure(node_id, answer.worker, reason, answer.failure, answer.seconds)
+
+    def _note_full(self, error: OSError) -> None:
+        reason = f"the round's arrays: {error.strerror or error}"
+        self._tell_fault(Fault("memory_full", "on_disk", reason, clients=0))
 
     # ------------------------------------------------------------------ states
     def changed_states(self) -> Mapping[int, bytes | Path]:
@@ -199,11 +241,15 @@ class RayGrid(SimulatedGrid):
         return self._states.read(node_id)
 
     def _write_state(self, node_id: int, state: bytes) -> None:
+        self._held.commit(node_id, None)
         self._states.write(node_id, state)
 
     def _clear_states(self) -> None:
         self._states.clear()
+        self._held.clear()
         self._costs.clear()
+        if self._pool is not None:
+            self._pool.expect(None)
 
     def close(self) -> None:
         """End the workers; leave Ray, or shut it down if this grid started it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedcompress.errors import ConfigError
+from simulations.engines.faults import EngineGoneError
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
+NODE_ANSWER_SECONDS = 2.0
 ANSWER_SECONDS = 20.0
 
 T = TypeVar("T")
@@ -143,12 +146,27 @@ def workers_that_fit(cpus_per_worker: float, gpus_per_worker: float) -> int:
     return fit
 
 
+def node_answers(node_id: str) -> bool:
+    """Whether Ray on a node still takes connections; the cluster's head may learn it much later."""
+    import ray
+
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["NodeID"] == node_id and node["Alive"]:
+            place = node["NodeManagerAddress"], node["NodeManagerPort"]
+            try:
+                socket.create_connection(place, NODE_ANSWER_SECONDS).close()
+            except OSError:
+                return False
+            return True
+    return False
+
+
 def ask_ray(question: Callable[[], T]) -> T:
     """Ask Ray for something while a run goes on: it waits for ever for a head that is gone.
 
     Raises
     ------
-    ConfigError
+    EngineGoneError
         If Ray does not answer.
     """
     answers: list[T] = []
@@ -166,7 +184,8 @@ def ask_ray(question: Callable[[], T]) -> T:
     if answers:
         return answers[0]
     why = f" ({errors[0]})" if errors else ""
-    raise ConfigError(
+    raise EngineGoneError(
         f"engine: Ray does not answer any more{why}, so a lost worker cannot be replaced; "
-        "start the cluster again and resume the run"
+        "start the cluster again and resume the run",
+        "ray_gone",
     )

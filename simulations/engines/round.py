@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from flwr.app import Error, Message
 
-from fedcompress.errors import ConfigError
 from simulations.engines import frames
 from simulations.engines.channel import Part
 from simulations.engines.client_call import Setting
+from simulations.engines.faults import EngineGoneError, Fault, Outcome
 from simulations.engines.flower_internals import CLIENT_CRASHED, build_message, set_message_id
+from simulations.engines.held_states import HeldStates
 from simulations.engines.packing import (
     Json,
     Packer,
@@ -37,10 +38,15 @@ MAX_CRASHES = 3  # of workers, under one client's call
 AHEAD_SECONDS = 0.002
 
 
+def _tell_nobody(_: Fault) -> None:
+    pass
+
+
 class Answer(NamedTuple):
     """What came of one client's call.
 
-    `state` is the file or the bytes of its new state, None where it stays as it was. `began` is in
+    `state` is the file or the bytes of its new state, None where it stays as it was, and `kept_as`
+    the number of the copy that the worker's machine keeps. `began` is in
     the seconds of the driver's `time.monotonic`; `seconds` is how long the worker was busy with the
     client, `compute_seconds` how long the app was.
     """
@@ -50,6 +56,7 @@ class Answer(NamedTuple):
     compute_seconds: float | None = None
     failure: str | None = None
     state: str | bytes | None = None
+    kept_as: int | None = None
     worker: int = -1
     began: float = 0.0
     seconds: float = 0.0
@@ -60,6 +67,7 @@ class _Work:
     """What one worker has to do: the ranges it was sent, each with the clients to answer."""
 
     ranges: deque[list[int]] = field(default_factory=deque)
+    since: float = 0.0  # it was sent a range while it had none, or answered last
     informed: bool = False  # of what the round's clients share
     begun: list[int] = field(default_factory=list)
     begun_at: float = 0.0
@@ -81,6 +89,8 @@ class Round:
         What all clients share.
     states : StateFiles
         The clients' states; read only.
+    held : HeldStates
+        What other machines have of them.
     model : SharedModel
         Where the arrays that messages share are written for the workers of this machine.
     queue : RangeQueue
@@ -91,6 +101,8 @@ class Round:
         Seconds that a client may take.
     sums : RoundSums, optional
         Where the workers' sums go; without it they do not sum.
+    on_fault : callable, optional
+        Told of each fault.
     """
 
     def __init__(
@@ -99,21 +111,26 @@ class Round:
         messages: Sequence[Message],
         setting: Setting,
         states: StateFiles,
+        held: HeldStates,
         model: SharedModel,
         queue: RangeQueue,
         costs: Sequence[float],
         client_timeout: float | None,
         sums: RoundSums | None = None,
+        on_fault: Callable[[Fault], None] = _tell_nobody,
     ) -> None:
         self._pool = pool
         self._messages = messages
         self._setting = setting
         self._states = states
+        self._held = held
+        self._kept_as: dict[int, int] = {}
         self._model = model
         self._queue = queue
         self._costs = costs
         self._client_timeout = client_timeout
         self._sums = sums
+        self._on_fault = on_fault
         self._is_timed = client_timeout is not None
         self._shared = SharedContents(message.content for message in messages)
         self._file: list[Part] | None = None
@@ -147,6 +164,7 @@ class Round:
             work = self._work.setdefault(worker, _Work())
             while self._queue and self._is_hungry(work) and self._inform(worker, work):
                 positions = self._queue.take(worker)
+                work.since = work.since if work.ranges else time.monotonic()
                 work.ranges.append(positions)
                 self._pool.send(worker, frames.RANGE, self._range(worker, positions))
 
@@ -159,21 +177,29 @@ class Round:
 
     def _range(self, worker: int, positions: Sequence[int]) -> list[Part]:
         packer = Packer(self._shared)
-        is_here = not self._pool.node(worker)
+        node = self._pool.node(worker)
         tasks = []
         for position in positions:
             message = self._messages[position]
             node_id = message.metadata.dst_node_id
-            state: str | int | None = self._states.path(node_id)
-            if state is not None and not is_here:
-                state = packer.part(self._states.read(node_id))
+            state: Json = self._states.path(node_id)
+            save_as: str | int
+            if node:
+                save_as = self._kept_as[position] = self._held.new_number(node)
+                held = self._held.number(node_id, node)
+                if held is not None:
+                    state = [held]
+                elif state is not None:
+                    state = packer.part(self._states.read(node_id))
+            else:
+                save_as = self._states.new_path(node_id)
             tasks.append(
                 [
                     position,
                     pack_metadata(message.metadata),
                     packer.content(message.content),
                     state,
-                    self._states.new_path(node_id) if is_here else None,
+                    save_as,
                 ]
             )
         # Clients of a part of a block run again: the rest of it may have been summed elsewhere.
@@ -186,10 +212,10 @@ class Round:
             return True
         node = self._pool.node(worker)
         if not self._shared.buffers:
-            parts = self._round(None, keep=False)
+            parts = self._round(node, None, keep=False)
         elif not node:
             if self._file is None:
-                self._file = self._round(self._model.write(self._shared.buffers), keep=False)
+                self._file = self._round("", self._model.write(self._shared.buffers), keep=False)
             parts = self._file
         else:
             path = self._at_node.get(node, (worker, ""))[1]
@@ -201,14 +227,14 @@ class Round:
                 keep = len(neighbours) > 1 and node not in self._at_node
                 if keep:
                     self._at_node[node] = (worker, None)
-                parts = self._round(None, keep=keep)
+                parts = self._round(node, None, keep=keep)
             else:
-                parts = self._round(path, keep=False)
+                parts = self._round(node, path, keep=False)
         self._pool.send(worker, frames.ROUND, parts)
         work.informed = True
         return True
 
-    def _round(self, path: str | None, *, keep: bool) -> list[Part]:
+    def _round(self, node: str, path: str | None, *, keep: bool) -> list[Part]:
         packer = Packer(self._shared)
         setting = self._setting
         config = setting.run_config
@@ -226,6 +252,7 @@ class Round:
                 [path, [len(buffer) for buffer in buffers], places, keep],
                 self._shared.pack(packer),
                 None if self._sums is None else self._sums.plan.to_json(),
+                [f"{self._held.run}-{node}", self._held.take_outdated(node)] if node else None,
             ]
         )
 
@@ -240,9 +267,10 @@ class Round:
             due += [self._due(work) for work in self._work.values() if work.begun]
         events = self._pool.events(max(min(due) - now, 0.0) if due else None)
         if not events and not self._pool.ready and time.monotonic() >= now + START_SECONDS:
-            raise ConfigError(
+            raise EngineGoneError(
                 f"workers: none is left, and none started within {START_SECONDS:g} s; "
-                "is the cluster gone, or busy with other work?"
+                "is the cluster gone, or busy with other work?",
+                "no_workers",
             )
         return events
 
@@ -257,6 +285,9 @@ class Round:
                 if not work.begun:
                     work.begun_at = time.monotonic()
                 work.begun.append(int(bytes(event.parts[0])))
+            elif event.kind == frames.WANTED:
+                state = self._states.read(int(bytes(event.parts[0])))
+                self._pool.send(event.worker, frames.STATE, [state])
             elif event.kind == frames.STORED:
                 self._at_node[self._pool.node(event.worker)] = (
                     event.worker,
@@ -264,6 +295,7 @@ class Round:
                 )
 
     def _answers(self, event: Received, work: _Work) -> Iterator[Answer]:
+        work.since = time.monotonic()
         unpacker = Unpacker(event.parts)
         rows, sums = unpacker.value
         if sums and self._sums is not None:
@@ -288,18 +320,24 @@ class Round:
         if isinstance(state, int):
             state = bytes(unpacker.part(state))
         began = self._pool.to_our_clock(worker, began)
-        return Answer(position, reply, compute_seconds, failure, state, worker, began, seconds)
+        kept_as = self._kept_as.get(position) if isinstance(state, bytes) else None
+        at_work = worker, began, seconds
+        return Answer(position, reply, compute_seconds, failure, state, kept_as, *at_work)
 
     # ------------------------------------------------------------------ faults
     def _recover(self, died: Died) -> Iterator[Answer]:
         """Replace a dead worker; its clients run again, but not the one that keeps killing it."""
         self._failed_starts = 0 if died.started else self._failed_starts + 1
         if died.is_final or self._failed_starts >= MAX_CRASHES:
-            raise ConfigError(f"client_app: no worker could start: {died.reason}")
+            if died.kind == "other_data":
+                raise EngineGoneError(died.reason, died.kind)
+            raise EngineGoneError(f"client_app: no worker could start: {died.reason}", "no_workers")
         work = self._release(died.worker)
         self._pool.replace(died.worker)
         lost = work.clients()
+        fault = Fault(died.kind, "replaced", died.reason, None, died.worker, clients=len(lost))
         if not lost:
+            self._on_fault(fault)
             return
         # Blocks are the smallest that runs again: what is trained together stays together.
         block = self._queue.block_of(lost[0])
@@ -316,9 +354,18 @@ class Round:
             len(lost),
         )
         others = [position for position in lost if position not in suspects]
+        is_given_up = len(suspects) == 1 and crashes >= MAX_CRASHES
+        self._on_fault(
+            fault._replace(
+                outcome="left_out" if is_given_up else "run_again",
+                node_id=node_id,
+                attempt=crashes,
+                seconds=time.monotonic() - (work.begun_at if work.begun else work.since),
+            )
+        )
         if len(suspects) > 1 and crashes >= MAX_CRASHES - 1:
             self._queue.put_back_alone(suspects)
-        elif crashes >= MAX_CRASHES:
+        elif is_given_up:
             reason = f"the worker process died {MAX_CRASHES} times while this client ran"
             yield self._failed(lost[0], f"{reason}: {died.reason}" if died.reason else reason)
         else:
@@ -334,12 +381,24 @@ class Round:
             self._release(worker)
             self._pool.replace(worker)
             begun = work.begun
-            if len(begun) == 1:
-                node_id = self._messages[begun[0]].metadata.dst_node_id
-                reason = (
-                    f"the client of node {node_id} did not finish within "
-                    f"{self._client_timeout:g} s (client_timeout)"
+            node_id = self._messages[begun[0]].metadata.dst_node_id
+            reason = (
+                f"the client of node {node_id} did not finish within "
+                f"{self._client_timeout:g} s (client_timeout)"
+            )
+            outcome: Outcome = "left_out" if len(begun) == 1 else "run_again"
+            self._on_fault(
+                Fault(
+                    "client_hung",
+                    outcome,
+                    reason,
+                    node_id,
+                    worker,
+                    seconds=now - work.begun_at,
+                    clients=len(begun),
                 )
+            )
+            if len(begun) == 1:
                 logger.warning("%s; its worker was ended", reason)
                 yield self._failed(begun[0], reason)
             else:  # trained together: one by one it shows which of them hangs

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -22,9 +22,16 @@ _GENERATIONS = 2
 
 
 class SharedModel:
-    """Files of this process that hold a round's arrays, deleted with it."""
+    """Files of this process that hold a round's arrays, deleted with it.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    on_full : callable, optional
+        Told when the memory has no room and the disk takes the arrays.
+    """
+
+    def __init__(self, on_full: Callable[[OSError], None] | None = None) -> None:
+        self._on_full = on_full
         self._folders: list[tuple[Path, IO[bytes]]] = []
         self._written = 0
 
@@ -45,8 +52,10 @@ class SharedModel:
         for folder, _ in self._folders[:-1]:
             try:
                 return _write(folder / name, buffers)
-            except OSError:  # no room there
+            except OSError as error:  # no room there
                 (folder / name).unlink(missing_ok=True)
+                if self._on_full is not None:
+                    self._on_full(error)
         return _write(self._folders[-1][0] / name, buffers)
 
     def close(self) -> None:

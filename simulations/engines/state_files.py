@@ -43,7 +43,7 @@ class StateFiles:
             raise ConfigError(f"state_bytes: must be at least 0, got {state_bytes}")
         self._disk, self._disk_lock = own_folder(Path(tempfile.gettempdir()), PREFIX)
         self._memory, self._memory_lock = self._disk, self._disk_lock
-        if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and _has_room(MEMORY):
+        if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and has_room(MEMORY):
             self._memory, self._memory_lock = own_folder(MEMORY, PREFIX)
         self._limit = _size_of(MEMORY) // 4 if state_bytes is None else state_bytes
         self._files: dict[int, int] = {}  # number of each client's file; odd ones lie on the disk
@@ -67,7 +67,7 @@ class StateFiles:
         """
         del node_id
         reserved = (len(self._given) + 1) * self._largest
-        in_memory = self.memory_bytes + reserved < self._limit and _has_room(self._memory)
+        in_memory = self.memory_bytes + reserved < self._limit and has_room(self._memory)
         if self._spare[0]:
             number = self._spare[0].pop()
             self.memory_bytes -= self._bytes(number)
@@ -183,7 +183,8 @@ def read_file(path: str) -> bytes:
         os.close(file)
 
 
-def _has_room(folder: Path) -> bool:
+def has_room(folder: Path) -> bool:
+    """Whether the file system of a folder is far from full."""
     space = os.statvfs(folder)
     return space.f_bavail > KEEP_FREE * space.f_blocks
 

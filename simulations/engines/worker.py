@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -24,7 +25,9 @@ from simulations.engines.client_call import (
     call_clients,
     load_app,
 )
+from simulations.engines.facts import check_facts
 from simulations.engines.flower_internals import records_from_bytes, records_to_buffers
+from simulations.engines.held_states import KeptStates
 from simulations.engines.packing import Json, Packer, Unpacker, pack_metadata, unpack_metadata
 from simulations.engines.shared_model import SharedModel, read_arrays
 from simulations.engines.state_files import read_file, write_file
@@ -71,6 +74,8 @@ class ClientWorker:
         self._channel = channel
         self._app = app
         self._stored = SharedModel()
+        self._kept: KeptStates | None = None
+        self._waiting: deque[Frame] = deque()
         self._round: Unpacker | None = None
         self._setting = Setting(0, 0, {})
         self._sums: RangeSums | None = None
@@ -79,23 +84,33 @@ class ClientWorker:
         """Answer frames until the driver closes the connection, which raises EOFError."""
         try:
             while True:
-                frame = self._channel.receive()
+                frame = self._waiting.popleft() if self._waiting else self._channel.receive()
                 if frame.kind == frames.ROUND:
                     self._open_round(frame)
+                elif frame.kind == frames.CHECK:
+                    said = check_facts(self._app, bytes(frame.parts[0]))
+                    self._channel.send(frames.CHECKED, [said.encode()])
                 else:
                     self._call_range(frame)
         finally:
             self._stored.close()
+            if self._kept is not None:
+                self._kept.close()
 
     def _open_round(self, frame: Frame) -> None:
         self._round = None  # its arrays go before the new ones come
         opened = Unpacker(frame.parts)
-        (run_id, num_clients, names, values, count), arrays, shared, plan = opened.value
+        (run_id, num_clients, names, values, count), arrays, shared, plan, kept = opened.value
         self._sums = None if plan is None else RangeSums(SumPlan.from_json(plan))
         config = dict(zip(names, values, strict=True))
         self._setting = Setting(run_id, num_clients, config, count)
         opened.take_shared(shared, self._arrays(opened, *arrays))
         self._round = opened
+        if kept is not None:
+            folder, outdated = kept
+            if self._kept is None:
+                self._kept = KeptStates(folder)
+            self._kept.delete(outdated)
 
     def _arrays(
         self, opened: Unpacker, path: str | None, lengths: list[int], places: list[int], keep: bool
@@ -117,7 +132,7 @@ class ClientWorker:
         assert self._round is not None
         unpacker = Unpacker(frame.parts).shared_with(self._round)
         tell, is_timed, sums, tasks = unpacker.value
-        answers = _Answers(self._channel, self._sums if sums else None, is_timed)
+        answers = _Answers(self._channel, self._sums if sums else None, is_timed, self._kept)
         begun: list[float] = []
 
         def calls() -> Iterator[ClientCall]:
@@ -125,17 +140,34 @@ class ClientWorker:
                 if tell:
                     answers.next(position)
                 begun.append(time.monotonic())
-                yield ClientCall(
-                    unpack_metadata(metadata),
-                    unpacker.content(content),
-                    _read(state, unpacker),
-                    position,
-                )
+                about = unpack_metadata(metadata)
+                held = self._state(state, about.dst_node_id, unpacker)
+                yield ClientCall(about, unpacker.content(content), held, position)
 
         results = call_clients(self._app, calls(), self._setting)
         for task, result, began in zip(tasks, results, begun, strict=True):
             answers.add(task[0], result, task[4], began)
         answers.flush()
+
+    def _state(
+        self, state: str | int | list[int] | None, node_id: int, unpacker: Unpacker
+    ) -> RecordDict:
+        """Read a client's state: from a file, from the frame, or as this machine keeps it."""
+        if state is None:
+            return RecordDict()
+        if isinstance(state, str):
+            return records_from_bytes(read_file(state))
+        if isinstance(state, int):
+            return records_from_bytes(bytes(unpacker.part(state)))
+        kept = None if self._kept is None else self._kept.read(state[0])
+        return records_from_bytes(self._ask_for(node_id) if kept is None else kept)
+
+    def _ask_for(self, node_id: int) -> bytes:
+        """Ask the driver for a state; what it says meanwhile waits."""
+        self._channel.send(frames.WANTED, [str(node_id).encode()])
+        while (frame := self._channel.receive()).kind != frames.STATE:
+            self._waiting.append(frame)
+        return bytes(frame.parts[0])
 
 
 class _Answers:
@@ -149,9 +181,18 @@ class _Answers:
         Where updates are summed, if they are; then the range is one of whole blocks.
     is_timed : bool
         Whether clients are waited for no longer than some time: then no answer waits for others.
+    kept : KeptStates, optional
+        Where states are kept, if this machine is not the driver's.
     """
 
-    def __init__(self, channel: Channel, sums: RangeSums | None, is_timed: bool) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        sums: RangeSums | None,
+        is_timed: bool,
+        kept: KeptStates | None = None,
+    ) -> None:
+        self._kept = kept
         self._channel = channel
         self._sums = sums
         self._is_timed = is_timed
@@ -162,7 +203,7 @@ class _Answers:
         self._waiting: list[Json] = []
         self._sent = time.monotonic()
 
-    def add(self, position: int, result: ClientResult, save_as: str | None, began: float) -> None:
+    def add(self, position: int, result: ClientResult, save_as: str | int, began: float) -> None:
         reply, packer = result.reply, self._packer
         if self._sums is not None:
             reply = self._sums.add(position, reply)
@@ -174,13 +215,28 @@ class _Answers:
                 [reply.error.code, reply.error.reason] if reply.has_error() else None,
                 result.compute_seconds,
                 result.failure,
-                None if result.state is None else _save(result.state, save_as, packer),
+                None if result.state is None else self._save(result.state, save_as),
                 began,
                 time.monotonic() - began,
             ]
         )
         if self._is_due:
             self.flush()
+
+    def _save(self, state: RecordDict, save_as: str | int) -> str | int:
+        """Write a state to its file, or keep it here and send it."""
+        pieces = records_to_buffers(state)
+        if isinstance(save_as, str):
+            try:
+                write_file(save_as, pieces)
+            except OSError:  # no room there: the driver finds some
+                Path(save_as).unlink(missing_ok=True)
+            else:
+                return save_as
+        data = b"".join(pieces)
+        if not isinstance(save_as, str) and self._kept is not None:
+            self._kept.keep(save_as, data)
+        return self._packer.part(data)
 
     @property
     def _is_due(self) -> bool:
@@ -204,23 +260,3 @@ class _Answers:
         self._sent = time.monotonic()
         if sums and self._is_timed:
             self._send_every = max(SEND_EVERY_SECONDS, (self._sent - started) / SENDING_SHARE)
-
-
-def _read(state: str | int | None, unpacker: Unpacker) -> RecordDict:
-    if state is None:
-        return RecordDict()
-    return records_from_bytes(
-        read_file(state) if isinstance(state, str) else bytes(unpacker.part(state))
-    )
-
-
-def _save(state: RecordDict, path: str | None, packer: Packer) -> str | int:
-    data = records_to_buffers(state)
-    if path is not None:
-        try:
-            write_file(path, data)
-        except OSError:  # no room there: the driver finds some
-            Path(path).unlink(missing_ok=True)
-        else:
-            return path
-    return packer.part(b"".join(data))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,24 @@ def ray_session() -> Iterator[None]:
     open_session(None, needed_cpus=4)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of three nodes with one CPU each, which is not this process's."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    for _ in range(2):
+        nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,8 @@ def _misbehave(config: dict[str, object], context: Context) -> None:
     if config.get("raise") == context.node_id:
         context.state["broken"] = MetricRecord({"broken": 1})
         raise RuntimeError(f"client {context.node_id} has no data")
+    if config.get("hoard") == context.node_id:
+        np.empty(1 << 60, np.uint8)
     if config.get("sleep") == context.node_id:
         time.sleep(float(str(config.get("seconds", 60))))
     if "slow" in config:

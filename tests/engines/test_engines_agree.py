@@ -9,7 +9,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 
 from fedcompress.errors import ConfigError
 from simulations.engines import LocalGrid, RayGrid
+from simulations.engines.faults import Fault
 
 pytestmark = pytest.mark.ray
 
@@ -61,24 +62,6 @@ def test_an_app_that_cannot_be_loaded_is_named(
         RayGrid(client_app, 2, workers=1, use_ray=use_ray)
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """A Ray cluster of three nodes with one CPU each, which is not this process's."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    ray.shutdown()
-    nodes = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
-    for _ in range(2):
-        nodes.add_node(num_cpus=1)
-    nodes.wait_for_nodes()
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
-
-
 @pytest.mark.slow
 def test_a_cluster_agrees_and_outlives_its_grid_and_a_node(
     cluster: Any, round_of: Any, three_rounds: Callable[[Grid], list[list[RecordDict]]]
@@ -114,6 +97,8 @@ def test_a_node_that_dies_in_a_round_changes_no_result(cluster: Any, round_of: A
     cluster.wait_for_nodes()
     with RayGrid(CLIENT_APP, 12, address=cluster.address) as grid:
         assert grid.num_workers == 5
+        faults: list[Fault] = []
+        grid.on_fault = faults.append
         for number, slow in ((1, 0.0), (2, 0.6), (3, 0.0)):
             told = {"round_number": number, "slow": slow}
             expected = local.send_and_receive(round_of(clients=12, **told))
@@ -125,6 +110,7 @@ def test_a_node_that_dies_in_a_round_changes_no_result(cluster: Any, round_of: A
                 killer.join()
             assert [reply.content for reply in replies] == [reply.content for reply in expected]
             assert grid.client_states() == local.client_states()
+        assert "node_lost" in {fault.kind for fault in faults}
         deadline = time.monotonic() + 60  # Ray learns late that a node is gone
         while grid.num_workers > 3:
             assert time.monotonic() < deadline
@@ -150,6 +136,7 @@ def test_a_run_whose_cluster_goes_away_ends_and_says_so(root: Path) -> None:
             messages = [Message(content, node_id, "train") for node_id in range(1, 21)]
             threading.Timer(2.0, nodes.shutdown).start()
             try:
+                grid.on_fault = lambda fault: print(fault.kind, fault.outcome, flush=True)
                 grid.send_and_receive(messages)
             except Exception as error:
                 print(type(error).__name__, error, flush=True)
@@ -166,5 +153,6 @@ def test_a_run_whose_cluster_goes_away_ends_and_says_so(root: Path) -> None:
             text=True,
             check=False,
         )
-    assert "ConfigError engine: Ray does not answer any more" in ended.stdout, ended
+    assert "EngineGoneError engine: Ray does not answer any more" in ended.stdout, ended
+    assert "ray_gone stopped" in ended.stdout, ended
     assert time.monotonic() - start < 150

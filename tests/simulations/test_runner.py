@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ import torch
 from PIL import Image
 
 from fedcompress.errors import ConfigError, FedcompressError
+from simulations.engines import RayGrid
 from simulations.events import CellDone, Event, RoundDone
 from simulations.readiness import check_device
 from simulations.records import append_rows, keep_rounds, read_rows, without_seconds, write_json
-from simulations.runner import run_study
+from simulations.runner import open_grid, run_study
 from simulations.study import Study, checked_study
 
 STRATEGIES: list[dict[str, Any]] = [
@@ -206,6 +208,75 @@ def test_a_folder_of_another_study_is_refused(finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds another study: rounds is 4 there and 5 here"):
         run_study(small_study(rounds=5), finished)
     assert results_of(finished) == before
+
+
+def rewrite(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads(file.read_text())
+    change(values)
+    write_json(file, values)
+
+
+def test_a_run_of_a_version_that_trained_otherwise_is_not_gone_on_with(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    rewrite(folder / "study.json", lambda about: about["study"]["training"].pop("path"))
+    run_study(small_study(), folder)  # nothing is left to train
+    (folder / "cells" / "stc-seed0" / "result.json").unlink()
+    with pytest.raises(ConfigError, match=r"an earlier version \(commit .*before there was train"):
+        run_study(small_study(), folder)
+    assert not (folder / "cells" / "stc-seed0" / "result.json").exists()
+
+
+def test_settings_that_came_later_are_those_of_before(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    rewrite(
+        folder / "study.json", lambda about: about["study"]["partition"].pop("samples_per_client")
+    )
+    (folder / "cells" / "stc-seed0" / "result.json").unlink()
+    run_study(small_study(), folder)
+    assert results_of(folder) == results_of(finished)
+    other = {"clients": 6, "min_samples": 5, "samples_per_client": 9}
+    with pytest.raises(ConfigError, match=r"partition.samples_per_client is 50 there and 9 here"):
+        run_study(small_study(partition=other), folder)
+
+
+def test_a_resumed_run_trains_by_the_program_it_began_with(tmp_path: Path) -> None:
+    study = small_study(strategies=STRATEGIES[:1])
+
+    def stop(event: Event) -> None:
+        if isinstance(event, RoundDone) and event.row["round"] == 2:
+            raise KeyboardInterrupt
+
+    for program in ("eager", "compiled"):
+        folder = tmp_path / program
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, folder, listen=stop)
+        # As if another machine, or another version, had decided.
+        rewrite(folder / "training_path.json", partial(dict.update, path=program))
+        run_study(study, folder)
+        result = json.loads((folder / "cells" / "dense-seed0" / "result.json").read_text())
+        assert result["training_path"] == program
+    lenet = small_study(strategies=STRATEGIES[:1], model={"name": "lenet"})
+    with pytest.raises(KeyboardInterrupt):
+        run_study(lenet, tmp_path / "lenet", listen=stop)
+    rewrite(tmp_path / "lenet" / "training_path.json", lambda known: known.update(path="compiled"))
+    with pytest.raises(ConfigError, match="has trained by the program 'compiled', which cannot"):
+        run_study(lenet, tmp_path / "lenet")
+
+
+def test_what_an_engine_may_be_told_reaches_it(tmp_path: Path) -> None:
+    engine = {"kind": "ray", "workers": 1, "state_bytes": 0, "client_timeout_seconds": 30.0}
+    settings = small_study(engine=engine).engine
+    with open_grid(settings, 4, small_study().cells()[0].to_run_config()) as grid:
+        assert isinstance(grid, RayGrid)
+        assert (grid._client_timeout, grid._states._limit) == (30.0, 0)
+    with pytest.raises(ConfigError, match="state_bytes"):
+        small_study(engine={"state_bytes": -1})
+    with pytest.raises(ConfigError, match="client_timeout_seconds"):
+        small_study(engine={"client_timeout_seconds": 0})
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from simulations.records import read_rows
 from simulations.runner import run_study
 from simulations.study import checked_study
 from simulations.timeline import PARTS, ClientWork, Phase, RoundTimeline, split_round
-from simulations.trace import Trace
+from simulations.trace import SERVER, Trace
 
 SECONDS = st.floats(0, 10)
 
@@ -81,16 +81,35 @@ def test_side_by_side_the_mean_of_the_workers_counts() -> None:
 def read_trace(path: Path) -> list[dict[str, Any]]:
     data = path.read_bytes()
     events: list[dict[str, Any]] = json.loads(
-        gzip.decompress(data) if path.suffix == ".gz" else data
+        gzip.decompress(data) if path.suffix == ".gz" else data, parse_constant=pytest.fail
     )
     return events
 
 
 def check_trace(events: list[dict[str, Any]]) -> Counter[tuple[int, int]]:
-    """Check the laws of a trace; count its clients by (pid, tid)."""
+    """Check the rules of the trace event format, and Perfetto's; count clients by (pid, tid).
+
+    Perfetto takes events of one row in the order of their times, those of one time in the order of
+    the file; one that ends after an event in which it began is dropped.
+    """
+    process_of: dict[int, int] = {}
     for event in events:
         assert event["ph"] in ("M", "X")
-        assert all(isinstance(event[key], int) and event[key] >= 0 for key in ("ts", "pid", "tid"))
+        assert isinstance(event["name"], str)
+        assert event["name"]
+        assert all(type(event[key]) is int and event[key] >= 0 for key in ("ts", "pid", "tid"))
+        # Process and thread 0 are the idle thread, which has no row.
+        assert min(event["pid"], event["tid"]) > 0
+        assert process_of.setdefault(event["tid"], event["pid"]) == event["pid"]
+        if event["ph"] == "X":
+            assert event.keys() - {"args"} == {"name", "ph", "ts", "dur", "pid", "tid"}
+            assert type(event["dur"]) is int
+            assert event["dur"] >= 0
+        else:
+            kinds = {"process_name": str, "thread_name": str, "process_sort_index": int}
+            [(key, value)] = event["args"].items()
+            assert key == ("sort_index" if event["name"].endswith("sort_index") else "name")
+            assert type(value) is kinds[event["name"]]
     rows: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     for event in events:
         if event["ph"] == "X":
@@ -99,14 +118,14 @@ def check_trace(events: list[dict[str, Any]]) -> Counter[tuple[int, int]]:
     for row, own in rows.items():
         clients[row] += sum(event["name"].startswith("client ") for event in own)
         open_until: list[int] = []
-        for event in sorted(own, key=lambda event: (event["ts"], -event["dur"])):
+        for event in sorted(own, key=lambda event: int(event["ts"])):
             end = event["ts"] + event["dur"]
             while open_until and open_until[-1] <= event["ts"]:
                 open_until.pop()
             assert not open_until or end <= open_until[-1], event
             open_until.append(end)
-    named = {(e["pid"], e["tid"]) for e in events if e["name"] == "thread_name"}
-    assert named == set(rows)
+    named = [(e["pid"], e["tid"]) for e in events if e["name"] == "thread_name"]
+    assert sorted(named) == sorted(rows)
     return +clients
 
 
@@ -152,7 +171,7 @@ def check_run(folder: Path, trace: Path, most_rows: int) -> None:
     clients = check_trace(events)
     assert clients.total() == 2 * 2 * 3
     assert 1 <= len(clients) <= most_rows
-    assert all(pid > 0 for pid, _ in clients)
+    assert all(pid > SERVER for pid, _ in clients)
     names = Counter(event["name"] for event in events)
     assert names["round 1"] == names["round 2"] == names["decode"] / 2 == 2
     assert names["train"] == 12
