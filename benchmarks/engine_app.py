@@ -126,6 +126,4 @@ def _strategy(
         min_available_nodes=workload.registered,
         train_metrics_aggr_fn=aggregate,
     )
-    if not workload.spec:
-        return inner
-    return Compressed(inner, uplink=workload.spec, downlink=workload.spec)
+    return Compressed(inner, uplink=workload.spec or None, downlink=workload.spec or None)

@@ -35,7 +35,7 @@ class SumPlan:
     node_ids : tuple of int
         The nodes in the order of the messages: a node's position is its place here.
     uplinks : tuple of str
-        Spec of each node's compressor.
+        Spec of each node's compressor; empty where arrays come dense.
     layout : tuple of (name, shape, dtype)
         Arrays of the global model.
     weight_key : str
@@ -55,6 +55,11 @@ class SumPlan:
     def block_size(self) -> int:
         """Positions in a block; whoever sums should be given whole blocks."""
         return block_size(len(self.node_ids))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether clients send their models as they are."""
+        return not any(self.uplinks)
 
     def covers(self, messages: Sequence[Message]) -> bool:
         """Whether these are the messages that the plan was made for."""

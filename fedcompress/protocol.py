@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedcompress.dense import STYPE as DENSE_STYPE
-from fedcompress.dense import dense_array, dense_values, plain_array
+from fedcompress.dense import array_bytes, dense_array, dense_values, plain_array
 from fedcompress.errors import LayoutError, NotFiniteError, PayloadError
 from fedcompress.flower_adapter import record_of
 
@@ -215,7 +215,9 @@ def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
 def data_bytes(content: RecordDict) -> int:
     """Count the bytes of all arrays of a message as they lie in it."""
     return sum(
-        len(array.data) for record in array_records(content).values() for array in record.values()
+        array_bytes(array)
+        for record in array_records(content).values()
+        for array in record.values()
     )
 
 

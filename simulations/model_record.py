@@ -7,8 +7,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from torch import nn
 
-from fedcompress.dense import dense_array, dense_values
-from fedcompress.flower_adapter import record_of
+from fedcompress.dense import dense_record, dense_values
 from simulations.models import load_arrays, model_arrays
 
 
@@ -19,7 +18,7 @@ def model_record(model: nn.Module) -> ArrayRecord:
 
 def array_record(arrays: Mapping[str, np.ndarray[Any, Any]]) -> ArrayRecord:
     """Write named numpy arrays as dense arrays."""
-    return record_of({name: dense_array(values) for name, values in arrays.items()})
+    return dense_record(arrays)
 
 
 def record_arrays(record: ArrayRecord) -> dict[str, np.ndarray[Any, Any]]:

@@ -13,6 +13,8 @@ from functools import lru_cache
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 
+from fedcompress.dense import STYPE as DENSE_STYPE
+from fedcompress.dense import array_bytes, head_of
 from simulations.engines.flower_internals import MAX_CHUNK_BYTES, build_message
 
 _ID = "0" * 64
@@ -46,7 +48,7 @@ class Meter:
 def payload_bytes(content: RecordDict) -> int:
     """Count the bytes of all arrays of a content."""
     return sum(
-        len(array.data)
+        array_bytes(array)
         for record in content.values()
         if isinstance(record, ArrayRecord)
         for array in record.values()
@@ -56,9 +58,40 @@ def payload_bytes(content: RecordDict) -> int:
 def content_bytes(content: RecordDict) -> int:
     """Count the bytes of a content and of all objects in it."""
     distinct = _Distinct()
-    children = {distinct.record(record) for record in content.values()}
+    total, children = 0, set[int]()
+    is_alone = sum(isinstance(record, ArrayRecord) for record in content.values()) == 1
+    for record in content.values():
+        size = _late_bytes(record) if is_alone and isinstance(record, ArrayRecord) else None
+        total += size or 0
+        children.add(distinct.record(record) if size is None else -1)
     body = _references_bytes(tuple(content))
-    return distinct.total + _framed("RecordDict", len(children), body)
+    return total + distinct.total + _framed("RecordDict", len(children), body)
+
+
+def _late_bytes(record: ArrayRecord) -> int | None:
+    """Count a record whose arrays' bytes are not made yet, and need not be to tell them apart."""
+    arrays = record.values()
+    kinds = tuple(
+        (array.dtype, array.shape, array_bytes(array), head_of(array)) for array in arrays
+    )
+    return _different_bytes(tuple(record), kinds)
+
+
+@lru_cache(maxsize=256)
+def _different_bytes(
+    names: tuple[str, ...], kinds: tuple[tuple[str, tuple[int, ...], int, bytes | None], ...]
+) -> int | None:
+    """Count a record of arrays of these headers; None where their bytes may be alike."""
+    heads = [head for _, _, _, head in kinds]
+    if None in heads or len(set(heads)) < len(heads):
+        return None
+    if any(size > MAX_CHUNK_BYTES for _, _, size, _ in kinds):
+        return None
+    total = _framed("ArrayRecord", len(names), _references_bytes(names))
+    for dtype, shape, size, _ in kinds:
+        total += _framed("ArrayChunk", 0, size)
+        total += _framed("Array", 1, _array_body_bytes(dtype, shape, DENSE_STYPE, (0,)))
+    return total
 
 
 class _Distinct:

@@ -44,6 +44,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedcompress.aggregation import Node, Sum, TreeSum
+from fedcompress.compressor import Compressor
 from fedcompress.errors import FedcompressError
 from fedcompress.incoming import Expected, metric_keys, read_reply
 from fedcompress.memories import Memories
@@ -54,7 +55,10 @@ from simulations.engines.message_bytes import Meter, payload_bytes
 
 Buffer = bytes | memoryview
 
-_parsed = lru_cache(maxsize=64)(parse)
+
+@lru_cache(maxsize=64)
+def _parsed(spec: str) -> Compressor | None:
+    return parse(spec) if spec else None
 
 
 class RangeSums:
@@ -73,6 +77,7 @@ class RangeSums:
         self._sum = TreeSum(self._like, len(plan.node_ids))
         self._rows: list[SummedReply] = []
         self._metrics: frozenset[str] | None = None
+        self._expected: Expected | None = None
 
     def add(self, position: int, reply: Message) -> Message:
         """Add one reply; return what is left to send of it.
@@ -84,9 +89,12 @@ class RangeSums:
         started = time.perf_counter()
         if reply.has_content():
             metrics = metric_keys(reply)
-            expected = self._expected(position, metrics if self._metrics is None else self._metrics)
-            with suppress(FedcompressError):  # the server finds the same, and notes why
-                answer = read_reply(reply, expected)
+            expected = self._expected
+            if expected is None or self._metrics is None:
+                expected = self._expected = self._expect(metrics)
+            if reply.metadata.src_node_id == self._plan.node_ids[position]:
+                with suppress(FedcompressError):  # the server finds the same, and notes why
+                    answer = read_reply(reply, expected)
         if answer is None:
             self._sum.miss(position)
             return reply
@@ -116,10 +124,11 @@ class RangeSums:
         rows, self._rows = self._rows, []
         return PartialSum(self._metrics or frozenset(), tuple(rows), tuple(self._sum.take_nodes()))
 
-    def _expected(self, position: int, metrics: frozenset[str]) -> Expected:
+    def _expect(self, metrics: frozenset[str]) -> Expected:
         plan = self._plan
-        sent = {plan.node_ids[position]: _parsed(plan.uplinks[position])}
-        return Expected(plan.server_round, sent, self._like, plan.weight_key, metrics, Memories(0))
+        sent = dict(zip(plan.node_ids, map(_parsed, plan.uplinks), strict=True))
+        like, memories = self._like, Memories(0)
+        return Expected(plan.server_round, sent, like, plan.weight_key, metrics, memories, True)
 
 
 class RoundSums:
