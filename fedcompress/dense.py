@@ -8,9 +8,12 @@ A model's arrays are copied once, into one block; their bytes are made when some
 which nobody does where updates are summed in the process in which they arise.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
+from itertools import accumulate
 from typing import Literal, final
 
 import numpy as np
@@ -38,6 +41,32 @@ def dense_array(values: np.ndarray) -> Array:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class BlockLayout:
+    """How arrays of one dtype lie in one block, one after another.
+
+    Attributes
+    ----------
+    names : list of str
+        The arrays.
+    described : list of (name, shape, dtype)
+        What they are.
+    heads : list of bytes
+        The header of each, with which its bytes begin.
+    stops : list of int
+        Where each ends in the block, which is where the next begins.
+    data_bytes : int
+        Of all arrays together, headers included.
+    """
+
+    names: list[str]
+    described: list[tuple[str, tuple[int, ...], str]]
+    heads: list[bytes]
+    stops: list[int]
+    data_bytes: int
+
+
+@final
 class LateArray(Array):
     """A plain array whose bytes are made when they are asked for.
 
@@ -45,33 +74,30 @@ class LateArray(Array):
     it is set.
     """
 
-    def __init__(self, values: np.ndarray, block: np.ndarray, start: int) -> None:
-        name, head = _head(values.dtype, values.shape)
-        shape = values.shape
-        vars(self).update(dtype=name, shape=shape, stype=STYPE, _late=(head, values, block, start))
+    __qualname__ = "Array"  # which Flower writes into the bytes that it names an object by
 
     @property
     def data(self) -> bytes:  # type: ignore[override]  # a plain attribute of Array
         """The bytes that ``Array(values)`` holds."""
         held = vars(self)
         if "_bytes" not in held:
-            head, values, _, _ = held["_late"]
-            held["_bytes"] = b"".join((head, values.data))
+            held["_bytes"] = b"".join((held["_head"], _late_values(self).data))
         data: bytes = held["_bytes"]
         return data
 
     def numpy(self) -> np.ndarray:
         """Give a copy of the values, as an Array does."""
-        values: np.ndarray = vars(self)["_late"][1].copy()
-        return values
+        return _late_values(self).copy()
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Become a plain Array first."""
-        data, held = self.data, vars(self)
-        del held["_late"], held["_bytes"]
-        object.__setattr__(self, "__class__", Array)
-        held["data"] = data
-        setattr(self, name, value)
+        """Become a plain Array before one of its fields is set."""
+        if name in ("dtype", "shape", "stype", "data"):
+            data, held = self.data, vars(self)
+            for late in ("_head", "_bytes", "_block", "_start"):
+                del held[late]
+            object.__setattr__(self, "__class__", Array)
+            held["data"] = data
+        Array.__setattr__(self, name, value)
 
     def __eq__(self, other: object) -> bool:
         """Compare with any Array."""
@@ -79,8 +105,8 @@ class LateArray(Array):
             return NotImplemented
         if self.dtype != other.dtype or self.shape != other.shape or self.stype != other.stype:
             return False
-        if type(other) is LateArray and vars(self)["_late"][1] is vars(other)["_late"][1]:
-            return True
+        if type(other) is LateArray and vars(self)["_block"] is vars(other)["_block"]:
+            return bool(vars(self)["_start"] == vars(other)["_start"]) or self.data == other.data
         return self.data == other.data
 
     __hash__ = None  # type: ignore[assignment]  # as Array
@@ -99,28 +125,57 @@ def dense_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     if not given or not _are_alike(given):
         return record_of({name: dense_array(values) for name, values in arrays.items()})
     block = np.concatenate([x.reshape(-1) for x in given])
-    block.flags.writeable = False
+    layout = _block_layout(given[0].dtype, tuple(arrays), tuple([x.shape for x in given]))
     record: dict[str, Array] = {}
     start = 0
-    for name, x in arrays.items():
-        record[name] = LateArray(block[start : start + x.size].reshape(x.shape), block, start)
-        start += x.size
-    return record_of(record)
+    for (name, shape, dtype), head, stop in zip(
+        layout.described, layout.heads, layout.stops, strict=True
+    ):
+        record[name] = _late_array(dtype, shape, head, block, start)
+        start = stop
+    whole = record_of(record)
+    vars(whole)["_whole"] = block, layout, list(record.values())
+    return whole
 
 
-def whole_block(record: ArrayRecord) -> np.ndarray | None:
-    """Give the block, read-only, of which the record's arrays are all, and in this order."""
-    whole: np.ndarray | None = None
-    end = 0
-    for array in record.values():
-        if type(array) is not LateArray:
-            return None
-        _, values, block, start = vars(array)["_late"]
-        whole = block if whole is None else whole
-        if block is not whole or start != end:
-            return None
-        end += values.size
-    return whole if whole is not None and end == whole.size else None
+def whole_block(record: ArrayRecord) -> tuple[np.ndarray, BlockLayout] | None:
+    """Give the block, not to be written to, that the arrays of a record of `dense_record` lie in.
+
+    None for any other record, and for one that was changed since.
+    """
+    whole: tuple[np.ndarray, BlockLayout, list[Array]] | None = vars(record).get("_whole")
+    if whole is None:
+        return None
+    block, layout, arrays = whole
+    is_whole = list(record) == layout.names and list(record.values()) == arrays
+    # One that was set is no late array any more.
+    return (block, layout) if is_whole and {type(x) for x in arrays} == {LateArray} else None
+
+
+def record_bytes(record: ArrayRecord) -> int:
+    """Count the bytes of all arrays of a record, without making those of late ones."""
+    whole = whole_block(record)
+    if whole is not None:
+        return whole[1].data_bytes
+    return sum([len(array.data) for array in record.values()])
+
+
+def _late_array(
+    dtype: str, shape: tuple[int, ...], head: bytes, block: np.ndarray, start: int
+) -> LateArray:
+    array = LateArray.__new__(LateArray)
+    vars(array).update(
+        dtype=dtype, shape=shape, stype=STYPE, _head=head, _block=block, _start=start
+    )
+    return array
+
+
+def _late_values(array: LateArray) -> np.ndarray:
+    held = vars(array)
+    start, shape = held["_start"], held["shape"]
+    values: np.ndarray = held["_block"][start : start + math.prod(shape)].reshape(shape)
+    values.flags.writeable = False
+    return values
 
 
 def _are_alike(arrays: Sequence[np.ndarray]) -> bool:
@@ -133,18 +188,19 @@ def _are_alike(arrays: Sequence[np.ndarray]) -> bool:
     )
 
 
-def array_bytes(array: Array) -> int:
-    """Count ``len(array.data)``, without making the bytes of a late one."""
-    if type(array) is not LateArray:
-        return len(array.data)
-    head, values, _, _ = vars(array)["_late"]
-    return len(head) + int(values.nbytes)
-
-
-def head_of(array: Array) -> bytes | None:
-    """Give the header of a late array, without which its bytes are those of its values."""
-    head: bytes | None = vars(array)["_late"][0] if type(array) is LateArray else None
-    return head
+@lru_cache(maxsize=64)
+def _block_layout(
+    dtype: np.dtype, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
+) -> BlockLayout:
+    heads = [_head(dtype, shape) for shape in shapes]
+    stops = list(accumulate(math.prod(shape) for shape in shapes))
+    return BlockLayout(
+        list(names),
+        [(name, shape, kind) for name, shape, (kind, _) in zip(names, shapes, heads, strict=True)],
+        [head for _, head in heads],
+        stops,
+        sum(len(head) for _, head in heads) + stops[-1] * dtype.itemsize,
+    )
 
 
 def dense_values(array: Array) -> np.ndarray:
@@ -156,8 +212,7 @@ def dense_values(array: Array) -> np.ndarray:
         As ``array.numpy()`` does.
     """
     if type(array) is LateArray:
-        late: np.ndarray = vars(array)["_late"][1]
-        return late
+        return _late_values(array)
     data = array.data
     if array.stype == STYPE and data[:8] == b"\x93NUMPY\x01\x00":
         start = _START + int.from_bytes(data[8:_START], "little")
@@ -185,8 +240,8 @@ def share_record(record: ArrayRecord) -> ArrayRecord:
 def share_array(array: Array) -> Array:
     """Copy one array without what Flower cached in it; the bytes are shared."""
     if type(array) is LateArray:
-        _, values, block, start = vars(array)["_late"]
-        return LateArray(values, block, start)
+        held = vars(array)
+        return _late_array(array.dtype, array.shape, held["_head"], held["_block"], held["_start"])
     return plain_array(array.dtype, tuple(array.shape), array.stype, bytes(array.data))
 
 

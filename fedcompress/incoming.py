@@ -248,14 +248,12 @@ def _read_dense(reply: Message, record: ArrayRecord, expected: Expected, weight:
 
 def _flat(record: ArrayRecord, expected: Expected) -> FlatArrays | None:
     """Take arrays as they lie, if that is how the model's are added up."""
-    block = whole_block(record)
-    if block is None or len(expected.layout.buffers) != 1:
+    whole = whole_block(record)
+    if whole is None or whole[1].described != expected.described:
         return None
-    values = torch.from_numpy(block)
-    if values.dtype != expected.layout.buffers[0][0]:
-        return None
-    said = [(name, array.shape, array.dtype) for name, array in record.items()]
-    return FlatArrays([values]) if said == expected.described else None
+    values = torch.from_numpy(whole[0])
+    kinds = [dtype for dtype, _, _ in expected.layout.buffers]
+    return FlatArrays([values]) if kinds == [values.dtype] else None
 
 
 def in_order(replies: Iterable[Message], sent: Mapping[int, object]) -> list[Message]:

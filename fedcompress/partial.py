@@ -15,7 +15,6 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MessageType
 from torch import Tensor
 
-from fedcompress import protocol
 from fedcompress.aggregation import Node, block_size
 from fedcompress.flower_adapter import record_of, with_content
 from fedcompress.traffic import ClientTraffic
@@ -162,9 +161,22 @@ class SummingGrid(Protocol):
 def hollow(reply: Message) -> Message:
     """Copy a reply with one empty array of our own type in place of its arrays."""
     content = reply.content.copy()
-    key, _ = protocol.single_array_record(content, "reply")
-    content[key] = record_of({"summed": _PLACEHOLDER})
+    held = vars(content)["_data"]
+    for key, record in held.items():
+        if isinstance(record, ArrayRecord):
+            held[key] = hollow_record()
     return with_content(reply, content)
+
+
+def hollow_record() -> ArrayRecord:
+    """Make what stands in a reply in place of arrays that were summed."""
+    return record_of({"summed": _PLACEHOLDER})
+
+
+def is_hollow_record(record: ArrayRecord) -> bool:
+    """Whether a record is what `hollow_record` makes."""
+    arrays = list(record.values())
+    return len(arrays) == 1 and arrays[0] is _PLACEHOLDER and "summed" in record
 
 
 def is_hollow(reply: Message) -> bool:

@@ -160,6 +160,8 @@ class Round:
     def _range(self, worker: int, positions: Sequence[int]) -> list[Part]:
         packer = Packer(self._shared)
         is_here = not self._pool.node(worker)
+        # Where no client keeps a state, none needs a file for a new one; a first comes as bytes.
+        writes = is_here and self._states.holds_any
         tasks = []
         for position in positions:
             message = self._messages[position]
@@ -173,7 +175,7 @@ class Round:
                     pack_metadata(message.metadata),
                     packer.content(message.content),
                     state,
-                    self._states.new_path(node_id) if is_here else None,
+                    self._states.new_path(node_id) if writes else None,
                 ]
             )
         # Clients of a part of a block run again: the rest of it may have been summed elsewhere.

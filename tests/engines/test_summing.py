@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
 
 from fedcompress import Compressed, ConfigError, rng_for
+from fedcompress.dense import dense_record
 from fedcompress.partial import PartialSum, SumPlan, is_hollow
 from fedcompress.traffic import ClientTraffic
 from simulations.engines import LocalGrid, RayGrid
@@ -155,6 +156,28 @@ def test_odd_clients_are_left_out_as_the_server_would(uplink: str | None, worker
     assert {c.status for c in expected[1]} == {"ok", "rejected", "error"}
     assert run(LocalGrid(SPOILT_APP, 40), uplink) == expected
     assert run(Workers(SPOILT_APP, 40, workers), uplink) == expected
+
+
+@pytest.mark.parametrize("clients", [3, 50])
+def test_models_are_summed_alike_however_their_arrays_lie(clients: int) -> None:
+    shapes = {"w": (7, 5), "b": (7,), "scale": ()}
+    layout = tuple((name, shape, "float32") for name, shape in shapes.items())
+    plan = SumPlan(1, tuple(range(1, clients + 1)), ("",) * clients, layout, "num-examples")
+    means = []
+    for make in (dense_record, lambda x: ArrayRecord({k: Array(v) for k, v in x.items()})):
+        sums, rng = RangeSums(plan), rng_for(2)
+        for position, node_id in enumerate(plan.node_ids):
+            arrays = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
+            if node_id == 2:
+                arrays["b"][3] = np.inf
+            metrics = MetricRecord({"num-examples": node_id})
+            content = RecordDict({"arrays": make(arrays), "metrics": metrics})
+            reply = Message(content, reply_to=Message(RecordDict(), node_id, "train"))
+            assert is_hollow(sums.add(position, reply)) == (node_id != 2)
+        (node,) = sums.take().nodes
+        assert node.total is not None
+        means.append((node.total.exponent, node.total.share, node.total.buffers[0].tolist()))
+    assert means[0] == means[1]
 
 
 def one_round(  # type: ignore[no-untyped-def]
