@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import budgets, large
 from benchmarks.codec import BytesCodec, SpecCodec
 from benchmarks.codecs import main
 from benchmarks.codecs_figure import main as draw
@@ -149,3 +150,26 @@ def test_a_folder_of_ones_own_updates(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_unknown_updates_are_refused() -> None:
     with pytest.raises(ConfigError, match="digits_mlp"):
         train_update("digits")
+
+
+def test_budgets_are_set_beside_every_single_setting_that_fits(update: Update) -> None:
+    (full, tight) = budgets.fill("digits", update)  # two hundredths of a bit are refused, and said
+    assert (full.bits_per_parameter, tight.bits_per_parameter) == (1, 0.1)
+    for one in (full, tight):
+        assert 0.98 <= one.filled <= 1
+        assert one.nmse < one.best_single_nmse < 1
+
+
+def test_the_benchmark_of_large_arrays_writes_every_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = "quantize(step=0.4) | entropy()"
+    large.main(
+        ["--size", "40000", "--repeat", "1", "--spec", spec, "--json", str(tmp_path / "out.json")]
+    )
+    report = json.loads((tmp_path / "out.json").read_text("utf-8"))
+    assert list(report["updates"]) == ["vector of 40000", "matrix of 158 × 253"]
+    for rows in report["updates"].values():
+        assert [row["codec"] for row in rows] == [spec]
+        assert rows[0]["encode_mb_per_second"] > 0
+    assert "matrix of 158 × 253" in capsys.readouterr().out
