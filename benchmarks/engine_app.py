@@ -50,7 +50,9 @@ def _settings() -> dict[str, Scalar]:
     return settings
 
 
-def server_app(workload: Workload, settings: dict[str, Scalar], clock: Clock) -> ServerApp:
+def server_app(
+    workload: Workload, settings: dict[str, Scalar], clock: Clock, wrapped: bool
+) -> ServerApp:
     """Make a ServerApp that trains by FedAvg and stamps the rounds.
 
     Parameters
@@ -61,6 +63,9 @@ def server_app(workload: Workload, settings: dict[str, Scalar], clock: Clock) ->
         The client's settings.
     clock : Clock
         Stamped after every round, and told of the last model.
+    wrapped : bool
+        Whether FedAvg stands in `Compressed` where nothing is compressed, too: RayGrid's workers
+        then add up the models.
 
     Raises
     ------
@@ -101,7 +106,7 @@ def server_app(workload: Workload, settings: dict[str, Scalar], clock: Clock) ->
     def main(grid: Grid, context: Context) -> None:
         del context
         torch.set_num_threads(1)
-        _strategy(workload, count).start(
+        _strategy(workload, count, wrapped).start(
             grid=grid,
             initial_arrays=model_record(model),
             num_rounds=SKIPPED_ROUNDS + workload.rounds,
@@ -112,7 +117,9 @@ def server_app(workload: Workload, settings: dict[str, Scalar], clock: Clock) ->
 
 
 def _strategy(
-    workload: Workload, aggregate: Callable[[list[RecordDict], str], MetricRecord]
+    workload: Workload,
+    aggregate: Callable[[list[RecordDict], str], MetricRecord],
+    wrapped: bool,
 ) -> Strategy:
     inner = FedAvg(
         fraction_train=workload.per_round / workload.clients,
@@ -121,6 +128,6 @@ def _strategy(
         min_available_nodes=workload.clients,
         train_metrics_aggr_fn=aggregate,
     )
-    if not workload.spec:
+    if not (wrapped or workload.spec):
         return inner
-    return Compressed(inner, uplink=workload.spec, downlink=workload.spec)
+    return Compressed(inner, uplink=workload.spec or None, downlink=workload.spec or None)

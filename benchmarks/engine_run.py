@@ -52,7 +52,7 @@ def _run_raygrid(
 
     from simulations.engines import RayGrid
 
-    clock, server = _flower_app(workload, settings)
+    clock, server = _flower_app(workload, settings, wrapped=True)
     with RayGrid(
         CLIENT_APP, workload.clients, run_config=settings, workers=WORKERS, server=ahead
     ) as grid:
@@ -68,7 +68,7 @@ def _run_flower(
 
     from benchmarks.engine_app import app
 
-    clock, server = _flower_app(workload, settings)
+    clock, server = _flower_app(workload, settings, wrapped=False)
     run_simulation(
         server,
         app,
@@ -82,14 +82,16 @@ def _run_flower(
     return clock.figures()
 
 
-def _flower_app(workload: Workload, settings: dict[str, Scalar]) -> tuple[Clock, ServerApp]:
+def _flower_app(
+    workload: Workload, settings: dict[str, Scalar], wrapped: bool
+) -> tuple[Clock, ServerApp]:
     from benchmarks.engine_app import SETTINGS, server_app
     from benchmarks.engine_clock import Clock
     from benchmarks.engine_rows import SKIPPED_ROUNDS
 
     os.environ[SETTINGS] = json.dumps(settings)
     clock = Clock(SKIPPED_ROUNDS + workload.rounds)
-    return clock, server_app(workload, settings, clock)
+    return clock, server_app(workload, settings, clock, wrapped)
 
 
 def _run_study(

@@ -84,6 +84,21 @@ class Node:
     total: Sum | None
 
 
+@dataclass(frozen=True, eq=False)
+class FlatArrays:
+    """A client's arrays as the buffers of a `FlatLayout`; they are only read."""
+
+    buffers: list[Tensor]
+
+    def is_finite(self) -> bool:
+        """Whether no entry is NaN or infinite."""
+        # A finite sum needs no second look; a sum may also overflow though every entry is finite.
+        return all(math.isfinite(x.sum().item()) or bool(x.isfinite().all()) for x in self.buffers)
+
+
+Given = Mapping[str, Part] | FlatArrays
+
+
 class FlatLayout:
     """Where each array of a model lies in flat buffers, one for each dtype that sums have.
 
@@ -111,6 +126,13 @@ class FlatLayout:
             torch.zeros(size, dtype=dtype, device=device) for dtype, device, size in self.buffers
         ]
 
+    def flatten(self, arrays: Mapping[str, Tensor]) -> "FlatArrays":
+        """Copy arrays of this layout into flat buffers."""
+        groups: list[list[Tensor]] = [[] for _ in self.buffers]
+        for name, (group, *_) in self._places.items():
+            groups[group].append(arrays[name].reshape(-1).to(self.buffers[group][0]))
+        return FlatArrays([torch.cat(group) for group in groups])
+
     def views(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
         """Give every array as a view of the buffers."""
         return {
@@ -126,9 +148,9 @@ class _Block:
     position: int
     total: Sum | None = None
     views: dict[str, Tensor] = field(default_factory=dict)
-    early: dict[int, tuple[Mapping[str, Part], float] | None] = field(default_factory=dict)
+    early: dict[int, tuple[Given, float] | None] = field(default_factory=dict)
 
-    def add(self, parts: Mapping[str, Part], weight: float, layout: FlatLayout) -> None:
+    def add(self, parts: Given, weight: float, layout: FlatLayout) -> None:
         if weight == 0:
             return
         share, exponent = math.frexp(weight)
@@ -137,8 +159,12 @@ class _Block:
             self.views = layout.views(self.total.buffers)
         self.total.raise_to(exponent)
         share = math.ldexp(share, exponent - self.total.exponent)
-        for name, view in self.views.items():
-            parts[name].add_to(view, share)
+        if isinstance(parts, FlatArrays):
+            for mine, x in zip(self.total.buffers, parts.buffers, strict=True):
+                mine.add_(x, alpha=share)
+        else:
+            for name, view in self.views.items():
+                parts[name].add_to(view, share)
         self.total.share += share
 
 
@@ -168,8 +194,8 @@ class TreeSum:
         self._passed = 0
         self._nodes: dict[tuple[int, int], Sum | None] = {}
 
-    def add(self, position: int, parts: Mapping[str, Part], weight: float) -> None:
-        """Add the update of one position, in any order of positions.
+    def add(self, position: int, parts: Given, weight: float) -> None:
+        """Add the update, or the model, of one position, in any order of positions.
 
         Raises
         ------
@@ -222,19 +248,23 @@ class TreeSum:
 
         Positions that nothing was said of count as missing. Some weight must be above 0.
         """
+        average = self.average()
+        return {
+            name: x + average[name].to(x.dtype) if x.is_floating_point() else average[name]
+            for name, x in self._like.items()
+        }
+
+    def average(self) -> dict[str, Tensor]:
+        """Give the mean of what was added, in the dtypes of sums; see `mean`."""
         for block in range(self._blocks):
             if block not in self._given:
                 self._close(block)
         (total,) = self._nodes.values()
         if total is None:
             raise PayloadError("mean: no update has a weight above 0")
-        average = self._layout.views([buffer / total.share for buffer in total.buffers])
-        return {
-            name: x + average[name].to(x.dtype) if x.is_floating_point() else average[name]
-            for name, x in self._like.items()
-        }
+        return self._layout.views([buffer / total.share for buffer in total.buffers])
 
-    def _give(self, position: int, given: tuple[Mapping[str, Part], float] | None) -> None:
+    def _give(self, position: int, given: tuple[Given, float] | None) -> None:
         index = position // self._size
         if not 0 <= position < self._messages or self._has(position):
             raise PayloadError(f"sum: position {position} is not awaited (any more)")

@@ -3,11 +3,18 @@
 Flower goes through `numpy.save` and `numpy.load` for every array, which write and parse the
 same few headers again and again. Here a header is written once for each layout and parsed once
 for each text; what is not plain goes Flower's way, with Flower's errors.
+
+A model's arrays are copied once, into one block; their bytes are made when somebody asks for them,
+which nobody does where updates are summed in the process in which they arise.
 """
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import Literal
+from itertools import accumulate
+from typing import Literal, final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -33,6 +40,169 @@ def dense_array(values: np.ndarray) -> Array:
     return plain_array(name, shape, STYPE, b"".join((head, values.data)))
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class BlockLayout:
+    """How arrays of one dtype lie in one block, one after another.
+
+    Attributes
+    ----------
+    names : list of str
+        The arrays.
+    described : list of (name, shape, dtype)
+        What they are.
+    heads : list of bytes
+        The header of each, with which its bytes begin.
+    stops : list of int
+        Where each ends in the block, which is where the next begins.
+    data_bytes : int
+        Of all arrays together, headers included.
+    """
+
+    names: list[str]
+    described: list[tuple[str, tuple[int, ...], str]]
+    heads: list[bytes]
+    stops: list[int]
+    data_bytes: int
+
+
+@final
+class LateArray(Array):
+    """A plain array whose bytes are made when they are asked for.
+
+    It equals, and is pickled as, the Array of these bytes, and becomes that one when something of
+    it is set.
+    """
+
+    __qualname__ = "Array"  # which Flower writes into the bytes that it names an object by
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]  # a plain attribute of Array
+        """The bytes that ``Array(values)`` holds."""
+        held = vars(self)
+        if "_bytes" not in held:
+            held["_bytes"] = b"".join((held["_head"], _late_values(self).data))
+        data: bytes = held["_bytes"]
+        return data
+
+    def numpy(self) -> np.ndarray:
+        """Give a copy of the values, as an Array does."""
+        return _late_values(self).copy()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Become a plain Array before one of its fields is set."""
+        if name in ("dtype", "shape", "stype", "data"):
+            data, held = self.data, vars(self)
+            for late in ("_head", "_bytes", "_block", "_start"):
+                del held[late]
+            object.__setattr__(self, "__class__", Array)
+            held["data"] = data
+        Array.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare with any Array."""
+        if not isinstance(other, Array):
+            return NotImplemented
+        if self.dtype != other.dtype or self.shape != other.shape or self.stype != other.stype:
+            return False
+        if type(other) is LateArray and vars(self)["_block"] is vars(other)["_block"]:
+            return bool(vars(self)["_start"] == vars(other)["_start"]) or self.data == other.data
+        return self.data == other.data
+
+    __hash__ = None  # type: ignore[assignment]  # as Array
+
+    def __reduce__(self) -> tuple[type[Array], tuple[object, ...]]:
+        """Let whoever reads a pickle get an Array."""
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+def dense_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Make the record of ``Array(values)`` by name, of copies of the values.
+
+    Where all are of one plain dtype, they lie one after another in one block; see `whole_block`.
+    """
+    given = list(arrays.values())
+    if not given or not _are_alike(given):
+        return record_of({name: dense_array(values) for name, values in arrays.items()})
+    block = np.concatenate([x.reshape(-1) for x in given])
+    layout = _block_layout(given[0].dtype, tuple(arrays), tuple([x.shape for x in given]))
+    record: dict[str, Array] = {}
+    start = 0
+    for (name, shape, dtype), head, stop in zip(
+        layout.described, layout.heads, layout.stops, strict=True
+    ):
+        record[name] = _late_array(dtype, shape, head, block, start)
+        start = stop
+    whole = record_of(record)
+    vars(whole)["_whole"] = block, layout, list(record.values())
+    return whole
+
+
+def whole_block(record: ArrayRecord) -> tuple[np.ndarray, BlockLayout] | None:
+    """Give the block, not to be written to, that the arrays of a record of `dense_record` lie in.
+
+    None for any other record, and for one that was changed since.
+    """
+    whole: tuple[np.ndarray, BlockLayout, list[Array]] | None = vars(record).get("_whole")
+    if whole is None:
+        return None
+    block, layout, arrays = whole
+    is_whole = list(record) == layout.names and list(record.values()) == arrays
+    # One that was set is no late array any more.
+    return (block, layout) if is_whole and {type(x) for x in arrays} == {LateArray} else None
+
+
+def record_bytes(record: ArrayRecord) -> int:
+    """Count the bytes of all arrays of a record, without making those of late ones."""
+    whole = whole_block(record)
+    if whole is not None:
+        return whole[1].data_bytes
+    return sum([len(array.data) for array in record.values()])
+
+
+def _late_array(
+    dtype: str, shape: tuple[int, ...], head: bytes, block: np.ndarray, start: int
+) -> LateArray:
+    array = LateArray.__new__(LateArray)
+    vars(array).update(
+        dtype=dtype, shape=shape, stype=STYPE, _head=head, _block=block, _start=start
+    )
+    return array
+
+
+def _late_values(array: LateArray) -> np.ndarray:
+    held = vars(array)
+    start, shape = held["_start"], held["shape"]
+    values: np.ndarray = held["_block"][start : start + math.prod(shape)].reshape(shape)
+    values.flags.writeable = False
+    return values
+
+
+def _are_alike(arrays: Sequence[np.ndarray]) -> bool:
+    dtype = arrays[0].dtype
+    return (
+        dtype.kind in _PLAIN_KINDS
+        and dtype.isnative
+        and dtype.metadata is None
+        and all(x.dtype == dtype and type(x) is np.ndarray for x in arrays)
+    )
+
+
+@lru_cache(maxsize=64)
+def _block_layout(
+    dtype: np.dtype, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
+) -> BlockLayout:
+    heads = [_head(dtype, shape) for shape in shapes]
+    stops = list(accumulate(math.prod(shape) for shape in shapes))
+    return BlockLayout(
+        list(names),
+        [(name, shape, kind) for name, shape, (kind, _) in zip(names, shapes, heads, strict=True)],
+        [head for _, head in heads],
+        stops,
+        sum(len(head) for _, head in heads) + stops[-1] * dtype.itemsize,
+    )
+
+
 def dense_values(array: Array) -> np.ndarray:
     """Read what ``array.numpy()`` gives, without a copy where that can be; then read-only.
 
@@ -41,6 +211,8 @@ def dense_values(array: Array) -> np.ndarray:
     TypeError, ValueError, EOFError, SyntaxError
         As ``array.numpy()`` does.
     """
+    if type(array) is LateArray:
+        return _late_values(array)
     data = array.data
     if array.stype == STYPE and data[:8] == b"\x93NUMPY\x01\x00":
         start = _START + int.from_bytes(data[8:_START], "little")
@@ -67,6 +239,9 @@ def share_record(record: ArrayRecord) -> ArrayRecord:
 
 def share_array(array: Array) -> Array:
     """Copy one array without what Flower cached in it; the bytes are shared."""
+    if type(array) is LateArray:
+        held = vars(array)
+        return _late_array(array.dtype, array.shape, held["_head"], held["_block"], held["_start"])
     return plain_array(array.dtype, tuple(array.shape), array.stype, bytes(array.data))
 
 

@@ -7,8 +7,18 @@ else, by the identity of their methods; the tests fail loudly when Flower change
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.app.message import make_message
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.app.message.recorddict import _SyncedDict
+from flwr.app.message.typeddict import TypedDict
 from flwr.serverapp.strategy import (
     FedAdagrad,
     FedAdam,
@@ -51,9 +61,20 @@ def content_of(records: Mapping[str, ArrayRecord | MetricRecord | ConfigRecord])
     return content
 
 
+def message_of(metadata: Metadata, content: RecordDict | None, error: Error | None) -> Message:
+    """Make a message of this metadata as it stands, without the checks of `Message`.
+
+    Those take longer than to read and add a small update; either content or error is there.
+    """
+    metadata.delivered_at = ""  # as `Message` does
+    message = Message.__new__(Message)
+    vars(message).update(_metadata=metadata, _content=content, _error=error)
+    return message
+
+
 def with_content(message: Message, content: RecordDict) -> Message:
     """Make a message of the same metadata with other content; the given one stays as it is."""
-    return make_message(metadata=message.metadata, content=content)
+    return message_of(message.metadata, content, None)
 
 
 def strategies_inside(strategy: Strategy) -> Iterator[Strategy]:
@@ -81,6 +102,21 @@ def tell_server_momentum(strategy: Strategy, arrays: ArrayRecord) -> None:
     for inner in strategies_inside(strategy):
         if isinstance(inner, FedAvgM):
             inner.current_arrays = arrays
+
+
+class MetricContent(RecordDict):
+    """A content whose MetricRecords are found as in any other, but without checks of each.
+
+    Rules for metrics ask for them twice for every client.
+    """
+
+    @property
+    def metric_records(self) -> TypedDict[str, MetricRecord]:
+        """What Flower gives: a dictionary that passes changes on to this content."""
+        found = _SyncedDict[MetricRecord](self, MetricRecord)
+        records = ((key, r) for key, r in self.items() if isinstance(r, MetricRecord))
+        vars(found)["_data"].update(records)
+        return found
 
 
 @contextmanager

@@ -8,32 +8,39 @@ from functools import cached_property
 from itertools import chain
 from typing import cast
 
+import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from fedcompress import protocol
-from fedcompress.aggregation import Node
-from fedcompress.compressor import Compressor, Part, memory_of
+from fedcompress.aggregation import FlatArrays, FlatLayout, Given, Node
+from fedcompress.compressor import Compressor, memory_of
+from fedcompress.dense import whole_block
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.memories import Memories
 from fedcompress.own_payloads import OwnPayloads
-from fedcompress.partial import SUMMED_STYPE, PartialSum, SummedReply, is_hollow
+from fedcompress.partial import SUMMED_STYPE, PartialSum, SummedReply, is_hollow, layout_of
 from fedcompress.traffic import ClientTraffic
 from fedcompress.wire import payload_checksum
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A reply that verified, and its update, not yet expanded; none where arrays came dense.
+    """A reply that verified, and its update, not yet expanded; of dense arrays those, or nothing.
 
     ``memory`` is what decoding the same node's next payload needs, mostly nothing.
     """
 
     reply: Message
-    parts: Mapping[str, Part]
+    parts: Given
     weight: float
     traffic: ClientTraffic
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def dense(self) -> dict[str, Tensor]:
+        """Give the update of a payload, expanded."""
+        assert not isinstance(self.parts, FlatArrays)
+        return {name: part.dense() for name, part in self.parts.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +64,8 @@ class Expected:
         What earlier payloads of the nodes left to be remembered.
     own_payloads : OwnPayloads, optional
         Where payloads are read in the process that made them.
+    adds_dense : bool
+        Whether dense arrays are to be added up here, not given to the strategy inside.
     """
 
     server_round: int
@@ -66,6 +75,17 @@ class Expected:
     metrics: frozenset[str]
     memories: Memories
     own_payloads: OwnPayloads | None = None
+    adds_dense: bool = False
+
+    @cached_property
+    def layout(self) -> FlatLayout:
+        """Where dense arrays lie when they are added up."""
+        return FlatLayout(self.reference)
+
+    @cached_property
+    def described(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and dtype of each array of the model."""
+        return list(layout_of(self.reference))
 
     @cached_property
     def positions(self) -> dict[int, int]:
@@ -94,7 +114,7 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
     weight = read_weight(reply, expected)
     compressor = expected.sent[node_id]
     if compressor is None:
-        return _read_dense(reply, record, expected.reference, weight)
+        return _read_dense(reply, record, expected, weight)
     answer = read_payload(
         reply,
         compressor,
@@ -227,12 +247,13 @@ def check_asked(node_id: int, expected: Expected) -> None:
         raise PayloadError(f"reply of node {node_id}: it was not asked in this round")
 
 
-def _read_dense(
-    reply: Message, record: ArrayRecord, reference: Mapping[str, Tensor], weight: float
-) -> Answer:
-    arrays = protocol.record_to_tensors(record)
-    protocol.check_same_layout(arrays, reference)
-    protocol.check_finite(arrays)
+def _read_dense(reply: Message, record: ArrayRecord, expected: Expected, weight: float) -> Answer:
+    flat = _flat(record, expected) if expected.adds_dense else None
+    if flat is None or not flat.is_finite():
+        arrays = protocol.record_to_tensors(record)
+        protocol.check_same_layout(arrays, expected.reference)
+        protocol.check_finite(arrays)
+        flat = expected.layout.flatten(arrays) if expected.adds_dense else None
     size = protocol.data_bytes(reply.content)
     traffic = ClientTraffic(
         node_id=reply.metadata.src_node_id,
@@ -240,7 +261,17 @@ def _read_dense(
         uplink_payload_bytes=size,
         uplink_bytes_by_stream={"dense": size},
     )
-    return Answer(reply, {}, weight, traffic)
+    return Answer(reply, {} if flat is None else flat, weight, traffic)
+
+
+def _flat(record: ArrayRecord, expected: Expected) -> FlatArrays | None:
+    """Take arrays as they lie, if that is how the model's are added up."""
+    whole = whole_block(record)
+    if whole is None or whole[1].described != expected.described:
+        return None
+    values = torch.from_numpy(whole[0])
+    kinds = [dtype for dtype, _, _ in expected.layout.buffers]
+    return FlatArrays([values]) if kinds == [values.dtype] else None
 
 
 def in_order(replies: Iterable[Message], sent: Mapping[int, object]) -> list[Message]:

@@ -35,14 +35,16 @@ class Outgoing:
         self._memories = memories
         self._contents: dict[tuple[int, str, int, int], RecordDict] = {}
         self._specs: dict[int, tuple[Compressor, str]] = {}  # by the compressor's id
+        # By the content's id; it is kept so that no other gets that id.
+        self._given: dict[int, tuple[RecordDict, str, ArrayRecord, int]] = {}
 
     def prepare(self, message: Message, compressor: Compressor | None) -> ClientDownlink:
         """Give a message its new content, and say what it weighs; None leaves it as it is."""
         node_id = message.metadata.dst_node_id
-        key, record = protocol.single_array_record(message.content, "message")
+        key, record, size = self._read(message.content)
         base = NO_VERSION
         if self._broadcast is None:
-            traffic = ClientDownlink(node_id, protocol.data_bytes(message.content), 0)
+            traffic = ClientDownlink(node_id, size, 0)
         else:
             shipment = self._broadcast.ship_to(node_id)
             record, base = shipment.record, shipment.base
@@ -56,6 +58,15 @@ class Outgoing:
             self._contents[shared] = _with_settings(message.content, key, record, settings)
         message.content = self._contents[shared]
         return traffic
+
+    def _read(self, content: RecordDict) -> tuple[str, ArrayRecord, int]:
+        """Find the arrays of a content, which mostly is one object for all clients."""
+        known = self._given.get(id(content))
+        if known is None:
+            key, record = protocol.single_array_record(content, "message")
+            known = content, key, record, protocol.data_bytes(content)
+            self._given[id(content)] = known
+        return known[1:]
 
     def spec(self, compressor: Compressor) -> str:
         """Give the spec of a compressor, which mostly is the same one for all clients."""

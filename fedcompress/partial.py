@@ -15,7 +15,6 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MessageType
 from torch import Tensor
 
-from fedcompress import protocol
 from fedcompress.aggregation import Node, block_size
 from fedcompress.flower_adapter import record_of, with_content
 from fedcompress.traffic import ClientTraffic
@@ -35,7 +34,7 @@ class SumPlan:
     node_ids : tuple of int
         The nodes in the order of the messages: a node's position is its place here.
     uplinks : tuple of str
-        Spec of each node's compressor.
+        Spec of each node's compressor; empty where arrays come dense.
     layout : tuple of (name, shape, dtype)
         Arrays of the global model.
     weight_key : str
@@ -55,6 +54,11 @@ class SumPlan:
     def block_size(self) -> int:
         """Positions in a block; whoever sums should be given whole blocks."""
         return block_size(len(self.node_ids))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether clients send their models as they are."""
+        return not any(self.uplinks)
 
     def covers(self, messages: Sequence[Message]) -> bool:
         """Whether these are the messages that the plan was made for."""
@@ -157,9 +161,22 @@ class SummingGrid(Protocol):
 def hollow(reply: Message) -> Message:
     """Copy a reply with one empty array of our own type in place of its arrays."""
     content = reply.content.copy()
-    key, _ = protocol.single_array_record(content, "reply")
-    content[key] = record_of({"summed": _PLACEHOLDER})
+    held = vars(content)["_data"]
+    for key, record in held.items():
+        if isinstance(record, ArrayRecord):
+            held[key] = hollow_record()
     return with_content(reply, content)
+
+
+def hollow_record() -> ArrayRecord:
+    """Make what stands in a reply in place of arrays that were summed."""
+    return record_of({"summed": _PLACEHOLDER})
+
+
+def is_hollow_record(record: ArrayRecord) -> bool:
+    """Whether a record is what `hollow_record` makes."""
+    arrays = list(record.values())
+    return len(arrays) == 1 and arrays[0] is _PLACEHOLDER and "summed" in record
 
 
 def is_hollow(reply: Message) -> bool:

@@ -14,9 +14,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedcompress.dense import STYPE as DENSE_STYPE
-from fedcompress.dense import dense_array, dense_values, plain_array
+from fedcompress.dense import dense_array, dense_values, plain_array, record_bytes
 from fedcompress.errors import LayoutError, NotFiniteError, PayloadError
-from fedcompress.flower_adapter import record_of
+from fedcompress.flower_adapter import MetricContent, record_of
 
 STYPE = "fedcompress.v1"
 RECORD = "fedcompress"  # key of our own records in replies and in Context.state
@@ -214,17 +214,17 @@ def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
 
 def data_bytes(content: RecordDict) -> int:
     """Count the bytes of all arrays of a message as they lie in it."""
-    return sum(
-        len(array.data) for record in array_records(content).values() for array in record.values()
-    )
+    return sum(record_bytes(record) for record in array_records(content).values())
 
 
 def without_arrays(content: RecordDict) -> RecordDict:
     """Copy a reply's content without its arrays and our own record."""
-    copied = content.copy()
-    for key in [*array_records(content), RECORD]:
-        copied.pop(key, None)
-    return copied
+    kept = MetricContent()
+    held = vars(kept)["_data"]
+    for key, record in content.items():
+        if key != RECORD and not isinstance(record, ArrayRecord):
+            held[key] = record
+    return kept
 
 
 def with_model(content: RecordDict, model: Mapping[str, Tensor]) -> RecordDict:

@@ -68,8 +68,9 @@ class Compressed(Strategy):
         Any strategy of ``flwr.serverapp.strategy``, or one that wraps it.
     uplink : str, Compressor or callable, optional
         Spec of the clients' compressor, or a function of (node id, round) that gives one. None
-        leaves the clients' arrays dense, as without compression; they are still checked and
-        counted (a baseline). Default: ``quantize(step=0.4) | entropy()``.
+        leaves the clients' arrays dense, as without compression; they are still checked, counted
+        and, for a weighted mean, added up (a baseline). Default:
+        ``quantize(step=0.4) | entropy()``.
     downlink : str or Compressor, optional
         Spec for what the server sends. A lossy one should carry ``error_feedback(...)``, which
         remembers on the server what the broadcast left out; without an uplink of its own it
@@ -231,12 +232,12 @@ class Compressed(Strategy):
         if not isinstance(grid, SummingGrid):
             return
         plan = None
-        compressors = [c for c in self._sent.values() if c is not None and not c.recalls]
-        if uses_weighted_mean(self.strategy) and messages and len(compressors) == len(messages):
+        summed = [c for c in self._sent.values() if c is None or not c.recalls]
+        if uses_weighted_mean(self.strategy) and messages and len(summed) == len(messages):
             plan = SumPlan(
                 server_round,
                 node_ids=tuple(self._sent),
-                uplinks=tuple(outgoing.spec(c) for c in compressors),
+                uplinks=tuple("" if c is None else outgoing.spec(c) for c in summed),
                 layout=layout_of(self._reference),
                 weight_key=weight_key(self.strategy),
             )
@@ -252,6 +253,7 @@ class Compressed(Strategy):
         self, server_round: int, replies: list[Message]
     ) -> tuple[list[Answer], TreeSum | None]:
         """Read the replies one by one; under a weighted mean, keep only their sum."""
+        takes_mean = uses_weighted_mean(self.strategy)
         expected = Expected(
             server_round,
             dict(self._sent),
@@ -259,11 +261,12 @@ class Compressed(Strategy):
             weight_key(self.strategy),
             most_common_metrics(replies),
             self._memories,
+            adds_dense=takes_mean,
         )
         summed = usable_sums(self._take_sums(), replies, expected)
         self.last_round.decode_seconds = sum(r.decode_seconds for r in summed.rows.values())
         total: TreeSum | None = None
-        if self.uplink is not None and uses_weighted_mean(self.strategy):
+        if takes_mean:
             total = TreeSum(self._reference, len(self._sent))
             for node in summed.nodes:
                 total.put(node)
@@ -335,13 +338,11 @@ class Compressed(Strategy):
         total: TreeSum | None,
         errors: list[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        if self.uplink is None:
-            replies = [answer.reply for answer in answers]
-            return self.strategy.aggregate_train(server_round, replies + errors)
         if total is None or not isinstance(self.strategy, FedAvg):
-            replies = [self._dense_reply(answer) for answer in answers]
+            is_dense = self.uplink is None
+            replies = [a.reply if is_dense else self._dense_reply(a) for a in answers]
             return self.strategy.aggregate_train(server_round, replies + errors)
-        model = total.mean()
+        model = total.average() if self.uplink is None else total.mean()
         if not all(bool(x.isfinite().all()) for x in model.values()):
             logger.warning(
                 "round %d: the mean of %d clients is not finite; the model stays as it is",
@@ -362,8 +363,7 @@ class Compressed(Strategy):
             return self.strategy.aggregate_train(server_round, [reply, *errors])
 
     def _dense_reply(self, answer: Answer) -> Message:
-        update = {name: part.dense() for name, part in answer.parts.items()}
-        model = protocol.advance(self._reference, update)
+        model = protocol.advance(self._reference, answer.dense())
         # Integers go in as float64, which holds every counter exactly: rules such as q-FedAvg
         # compute in place and fail on integer arrays.
         floats = {name: x if x.is_floating_point() else x.double() for name, x in model.items()}

@@ -13,6 +13,7 @@ from fedcompress.protocol import array_records
 from simulations.cell import Cell, ModelSettings, TrainingSettings
 from simulations.engines.cohort import offer_cohorts, one_of_a_cohort
 from simulations.engines.facts import offer_facts
+from simulations.engines.flower_internals import filled
 from simulations.materials import Materials, materials_of
 from simulations.model_record import load_record, model_record
 from simulations.settings import Scalar
@@ -104,17 +105,15 @@ def _reply(
     result: LocalResult,
     train_seconds: float,
 ) -> Message:
-    content = RecordDict(
-        {
-            key: model_record(model),
-            "metrics": MetricRecord(
-                {"num-examples": result.num_examples, "train_loss": result.loss}
-            ),
-            # Beside the metrics, because strategies average everything that stands there.
-            "client": ConfigRecord({"partition-id": client, "train-seconds": train_seconds}),
-        }
-    )
-    return Message(content, reply_to=message)
+    metrics = {"num-examples": result.num_examples, "train_loss": result.loss}
+    # Beside the metrics, because strategies average everything that stands there.
+    client_says = {"partition-id": client, "train-seconds": train_seconds}
+    records = {
+        key: model_record(model),
+        "metrics": filled(MetricRecord(), metrics),
+        "client": filled(ConfigRecord(), client_says),
+    }
+    return Message(filled(RecordDict(), records), reply_to=message)
 
 
 @app.evaluate()

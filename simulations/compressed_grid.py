@@ -228,8 +228,7 @@ class CompressedGrid(GridAround):
             self._memories.keep(node_id, sent.round_number, answer.memory)
         if self._broadcast is not None and sent.version != NO_VERSION:
             self._broadcast.confirm(node_id, sent.version)
-        update = {name: part.dense() for name, part in answer.parts.items()}
-        trained = protocol.advance(sent.reference, update)
+        trained = protocol.advance(sent.reference, answer.dense())
         return with_content(reply, protocol.with_model(reply.content, trained))
 
     def _warn_once(self, text: str) -> None:

@@ -1,15 +1,17 @@
 """A model's arrays as Flower sends them, and back."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord
-from torch import nn
+from torch import Tensor, nn
 
-from fedcompress.dense import dense_array, dense_values
-from fedcompress.flower_adapter import record_of
+from fedcompress.dense import dense_record, dense_values, whole_block
 from simulations.models import load_arrays, model_arrays
+from simulations.models.arrays import state_of
 
 
 def model_record(model: nn.Module) -> ArrayRecord:
@@ -19,7 +21,7 @@ def model_record(model: nn.Module) -> ArrayRecord:
 
 def array_record(arrays: Mapping[str, np.ndarray[Any, Any]]) -> ArrayRecord:
     """Write named numpy arrays as dense arrays."""
-    return record_of({name: dense_array(values) for name, values in arrays.items()})
+    return dense_record(arrays)
 
 
 def record_arrays(record: ArrayRecord) -> dict[str, np.ndarray[Any, Any]]:
@@ -27,6 +29,37 @@ def record_arrays(record: ArrayRecord) -> dict[str, np.ndarray[Any, Any]]:
     return {name: dense_values(array) for name, array in record.items()}
 
 
+class _Loaded(NamedTuple):
+    """The record that a model was last loaded from, read and ready to be copied again."""
+
+    names: list[str]
+    data: list[bytes]
+    state: list[str]
+    values: list[Tensor]
+
+
+_LOADED: WeakKeyDictionary[nn.Module, _Loaded] = WeakKeyDictionary()
+
+
 def load_record(model: nn.Module, record: ArrayRecord) -> None:
-    """Put dense arrays into a model."""
+    """Put dense arrays into a model; the same bytes again, client after client, cost one copy."""
+    if whole_block(record) is not None:  # whose bytes are not made yet
+        load_arrays(model, record_arrays(record))
+        return
+    state = state_of(model)
+    data = [array.data for array in record.values()]
+    known = _LOADED.get(model)
+    if (
+        known is not None
+        and all(a is b for a, b in zip(data, known.data, strict=False))
+        and (known.names, known.state) == (list(record), list(state))
+    ):
+        with torch.no_grad():
+            torch._foreach_copy_(list(state.values()), known.values)
+        return
     load_arrays(model, record_arrays(record))
+    _LOADED.pop(model, None)
+    if all(x.device.type == "cpu" for x in state.values()):
+        # Not the record's own values: those of another dtype were converted.
+        values = [x.detach().clone() for x in state.values()]
+        _LOADED[model] = _Loaded(list(record), data, list(state), values)

@@ -170,8 +170,10 @@ def read_report(reply: Message) -> ClientReport:
     """Read what a client says of itself; None for what it does not say."""
     if reply.has_error():
         return ClientReport(None, None, None, None)
-    own = reply.content.config_records.get("client", ConfigRecord())
-    metrics = next(iter(reply.content.metric_records.values()), MetricRecord())
+    records = reply.content.values()
+    own = reply.content.get("client")
+    own = own if isinstance(own, ConfigRecord) else ConfigRecord()
+    metrics = next((r for r in records if isinstance(r, MetricRecord)), None) or MetricRecord()
     client, examples = own.get("partition-id"), metrics.get("num-examples")
     return ClientReport(
         client=client if isinstance(client, int) else None,

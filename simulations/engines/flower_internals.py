@@ -19,7 +19,6 @@ from flwr.app import (
     RecordDict,
     UserConfig,
 )
-from flwr.app.message import make_message
 from flwr.common.config import (
     flatten_dict,
     fuse_dicts,
@@ -43,7 +42,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcompress.dense import plain_array, share_record
-from fedcompress.flower_adapter import record_of
+from fedcompress.flower_adapter import message_of, record_of
 from fedcompress.wire import read_varint, write_varint
 
 R = TypeVar("R", RecordDict, ArrayRecord, MetricRecord, ConfigRecord)
@@ -100,7 +99,7 @@ def build_message(
     metadata: Metadata, content: RecordDict | None = None, error: Error | None = None
 ) -> Message:
     """Return a message with this metadata as it stands."""
-    return make_message(metadata, content, error)
+    return message_of(metadata, content, error)
 
 
 def set_message_id(message: Message, message_id: str) -> None:

@@ -59,12 +59,15 @@ class LocalGrid(SimulatedGrid):
                 if result.state is not None:
                     self._states[node_id] = result.state
                     self._changed.add(node_id)
+                reply = result.reply
                 if sums is not None:
-                    sums.add(position, result.reply)  # the reply itself stays whole
+                    left = sums.add(position, reply)
+                    # A payload stays in its reply; dense models would be the memory of them all.
+                    reply = left if plan is not None and plan.is_dense else reply
                 began = begun[position]
                 seconds = time.monotonic() - began
                 self.spans.append(ClientSpan(node_id, 0, began, seconds, result.compute_seconds))
-                yield position, result.reply
+                yield position, reply
         finally:
             if sums is not None:
                 self._sums.append(sums.take())

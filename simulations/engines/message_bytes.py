@@ -9,10 +9,14 @@ by comparing, and what Flower makes of a kind of record is measured once and rem
 from __future__ import annotations
 
 import json
+import math
 from functools import lru_cache
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 
+from fedcompress.dense import STYPE as DENSE_STYPE
+from fedcompress.dense import BlockLayout, record_bytes, whole_block
 from simulations.engines.flower_internals import MAX_CHUNK_BYTES, build_message
 
 _ID = "0" * 64
@@ -25,6 +29,7 @@ Record = ArrayRecord | MetricRecord | ConfigRecord
 
 _record_bytes: dict[Kind, int] = {}
 _message_bytes: dict[Kind, int] = {}
+_content_bytes: dict[Kind, int] = {}
 
 
 class Meter:
@@ -36,7 +41,7 @@ class Meter:
     def bytes_of(self, message: Message) -> int:
         """Count the bytes of all objects of a message."""
         if not message.has_content():
-            return len(build_message(message.metadata, None, message.error).deflate())
+            return message_bytes(message)
         content = message.content
         if id(content) not in self._contents:
             self._contents[id(content)] = content, content_bytes(content)
@@ -46,19 +51,74 @@ class Meter:
 def payload_bytes(content: RecordDict) -> int:
     """Count the bytes of all arrays of a content."""
     return sum(
-        len(array.data)
-        for record in content.values()
-        if isinstance(record, ArrayRecord)
-        for array in record.values()
+        record_bytes(record) for record in content.values() if isinstance(record, ArrayRecord)
     )
+
+
+def message_bytes(message: Message) -> int:
+    """Count the bytes of all objects of one message, of which nothing is kept."""
+    if not message.has_content():
+        return len(build_message(message.metadata, None, message.error).deflate())
+    return _alone(message.metadata) + content_bytes(message.content)
 
 
 def content_bytes(content: RecordDict) -> int:
     """Count the bytes of a content and of all objects in it."""
+    kinds = [_kind(record) for record in content.values()]
+    # Two ArrayRecords may share arrays; of others, those that are of two kinds are not alike.
+    blocks = sum(isinstance(kind, BlockLayout) for kind in kinds)
+    if None in kinds or blocks > 1 or len(set(kinds)) < len(kinds):
+        return _compared_bytes(content)
+    kind = tuple(content), *kinds
+    if kind not in _content_bytes:
+        if len(_content_bytes) >= _MOST_REMEMBERED:
+            _content_bytes.clear()
+        _content_bytes[kind] = _compared_bytes(content)
+    return _content_bytes[kind]
+
+
+def _kind(record: Record) -> object:
+    """Give what a record's bytes are counted by, other than for any other; None if they matter."""
+    if not isinstance(record, ArrayRecord):
+        return _plain_kind(record)
+    whole = whole_block(record)
+    return None if whole is None or _block_bytes(whole[1]) is None else whole[1]
+
+
+def _compared_bytes(content: RecordDict) -> int:
     distinct = _Distinct()
-    children = {distinct.record(record) for record in content.values()}
+    total, children = 0, set[int]()
+    is_alone = sum(isinstance(record, ArrayRecord) for record in content.values()) == 1
+    for record in content.values():
+        size = _late_bytes(record) if is_alone and isinstance(record, ArrayRecord) else None
+        total += size or 0
+        children.add(distinct.record(record) if size is None else -1)
     body = _references_bytes(tuple(content))
-    return distinct.total + _framed("RecordDict", len(children), body)
+    return total + distinct.total + _framed("RecordDict", len(children), body)
+
+
+def _late_bytes(record: ArrayRecord) -> int | None:
+    """Count a record whose arrays' bytes are not made yet, if their headers tell them apart."""
+    whole = whole_block(record)
+    return None if whole is None else _block_bytes(whole[1])
+
+
+@lru_cache(maxsize=64)
+def _block_bytes(layout: BlockLayout) -> int | None:
+    if len(set(layout.heads)) < len(layout.heads):
+        return None
+    total = _framed(
+        "ArrayRecord",
+        len(layout.names),
+        _references_bytes(tuple(layout.names)),
+    )
+    for (_, shape, dtype), head in zip(layout.described, layout.heads, strict=True):
+        size = len(head) + math.prod(shape) * np.dtype(dtype).itemsize
+        if size > MAX_CHUNK_BYTES:
+            return None
+        total += _framed("ArrayChunk", 0, size)
+        total += _framed("Array", 1, _array_body_bytes(dtype, shape, DENSE_STYPE, (0,)))
+    return total
 
 
 class _Distinct:
@@ -140,6 +200,12 @@ def _array_body_bytes(
 
 
 def _plain_record_bytes(record: MetricRecord | ConfigRecord) -> int:
+    kind = _plain_kind(record)
+    return len(record.deflate()) if kind is None else _remembered(_record_bytes, kind, record)
+
+
+def _plain_kind(record: MetricRecord | ConfigRecord) -> Kind | None:
+    """Give what a record's size depends on; None where a list needs a closer look."""
     parts: list[object] = [type(record)]
     for key, value in record.items():
         if isinstance(value, bool | float):
@@ -151,8 +217,8 @@ def _plain_record_bytes(record: MetricRecord | ConfigRecord) -> int:
         elif isinstance(value, str | bytes):
             parts += (key, type(value), len(value.encode() if isinstance(value, str) else value))
         else:
-            return len(record.deflate())
-    return _remembered(_record_bytes, tuple(parts), record)
+            return None
+    return tuple(parts)
 
 
 def _alone(metadata: Metadata) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Metadata, MetricRecord, RecordDict
 
 from fedcompress.dense import plain_array
+from fedcompress.partial import hollow_record, is_hollow_record
 from simulations.engines.channel import Part
 from simulations.engines.flower_internals import filled
 
@@ -19,7 +20,7 @@ Record = ArrayRecord | MetricRecord | ConfigRecord
 # Below this the bytes travel with the message: a look-up costs more than it saves.
 MIN_SHARED_BYTES = 1024
 
-_ARRAYS, _METRICS, _CONFIG = 0, 1, 2
+_ARRAYS, _METRICS, _CONFIG, _SUMMED = 0, 1, 2, 3
 
 
 class SharedContents:
@@ -103,6 +104,8 @@ class Packer:
     def record(self, record: Record) -> Json:
         """Pack one record."""
         if isinstance(record, ArrayRecord):
+            if is_hollow_record(record):
+                return [_SUMMED]
             return [_ARRAYS, [(name, *self._array(array)) for name, array in record.items()]]
         kind = _METRICS if isinstance(record, MetricRecord) else _CONFIG
         return [kind, list(record.keys()), list(record.values())]
@@ -186,6 +189,8 @@ class Unpacker:
                 content = bytes(self._parts[data]) if data > 0 else self._arrays[~data]
                 arrays[name] = plain_array(dtype, tuple(shape), stype, content)
             return filled(ArrayRecord(), arrays)
+        if packed[0] == _SUMMED:
+            return hollow_record()
         items = dict(zip(packed[1], packed[2], strict=True))
         if packed[0] == _METRICS:
             return filled(MetricRecord(), items)

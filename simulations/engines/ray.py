@@ -26,6 +26,7 @@ from simulations.engines.round import Answer, Round
 from simulations.engines.schedule import (
     FIRST_SHARE,
     FIRST_SHARE_UNKNOWN,
+    LEAST_SECONDS,
     CostModel,
     RangeQueue,
 )
@@ -170,7 +171,8 @@ class RayGrid(SimulatedGrid):
         size = block_size(len(messages))
         if wants_cohorts(setting.run_config):  # of whole blocks, and never divided among workers
             size = max(size, cohort_size(len(messages)))
-        queue = RangeQueue(costs, size, sorted(self._pool.ready), share)
+        least = LEAST_SECONDS if self._costs.in_seconds else 0.0
+        queue = RangeQueue(costs, size, sorted(self._pool.ready), share, least)
         plan = self._plan_for(messages)
         sums = None if plan is None else RoundSums(plan)
         this_round = Round(

@@ -178,12 +178,14 @@ class Round:
     def _range(self, worker: int, positions: Sequence[int]) -> list[Part]:
         packer = Packer(self._shared)
         node = self._pool.node(worker)
+        # Where no client keeps a state, none needs a file for a new one; a first comes as bytes.
+        writes = self._states.holds_any
         tasks = []
         for position in positions:
             message = self._messages[position]
             node_id = message.metadata.dst_node_id
             state: Json = self._states.path(node_id)
-            save_as: str | int
+            save_as: str | int | None = None
             if node:
                 save_as = self._kept_as[position] = self._held.new_number(node)
                 held = self._held.number(node_id, node)
@@ -191,7 +193,7 @@ class Round:
                     state = [held]
                 elif state is not None:
                     state = packer.part(self._states.read(node_id))
-            else:
+            elif writes:
                 save_as = self._states.new_path(node_id)
             tasks.append(
                 [

@@ -14,6 +14,8 @@ from itertools import accumulate
 # What a worker is sent at first of its range: all but a tenth where costs are known.
 FIRST_SHARE = 0.9
 FIRST_SHARE_UNKNOWN = 0.5
+# A range more costs both sides some half a millisecond: what is left is not divided below this.
+LEAST_SECONDS = 0.002
 
 
 class RangeQueue:
@@ -29,10 +31,17 @@ class RangeQueue:
         Who gets a range at first; others may take from theirs.
     first_share : float
         The part of its range that a worker is sent at once.
+    least : float
+        Cost of what is not worth the way to a worker by itself: it goes with what is before it.
     """
 
     def __init__(
-        self, costs: Sequence[float], size: int, workers: Iterable[int], first_share: float
+        self,
+        costs: Sequence[float],
+        size: int,
+        workers: Iterable[int],
+        first_share: float,
+        least: float = 0.0,
     ) -> None:
         self._blocks = [
             range(start, min(start + size, len(costs))) for start in range(0, len(costs), size)
@@ -40,6 +49,7 @@ class RangeQueue:
         self._before = [0.0, *accumulate(sum(costs[p] for p in block) for block in self._blocks)]
         workers = list(workers) or [-1]  # whoever comes takes from it
         self._first_share = first_share
+        self._least = least
         self._ranges: dict[int, tuple[int, int]] = {}
         self._given: set[int] = set()
         self._again: deque[list[int]] = deque()
@@ -61,6 +71,8 @@ class RangeQueue:
             first = worker not in self._given
             share = self._cost(low, high) * self._first_share if first else 0.0
             end = max(self._nearest(self._before[low] + share, low), low + 1)
+            if self._cost(end, high) < self._least:
+                end = high
             self._given.add(worker)
             self._ranges[worker] = (end, high)
             return list(range(self._blocks[low].start, self._blocks[end - 1].stop))
@@ -124,6 +136,11 @@ class CostModel:
     def knows(self) -> bool:
         """Whether any call was seen, or sizes are known."""
         return self._sizes is not None or self._count > 0
+
+    @property
+    def in_seconds(self) -> bool:
+        """Whether `costs` gives seconds, which it does once a call was seen."""
+        return self._count > 0
 
     def add(self, node_id: int, seconds: float) -> None:
         """Learn from one call."""

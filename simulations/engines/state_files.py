@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -54,6 +55,11 @@ class StateFiles:
         self._largest = 0
         self.memory_bytes = 0
         """Bytes of the files in memory, those to be written over among them."""
+
+    @property
+    def holds_any(self) -> bool:
+        """Whether any client has a state."""
+        return bool(self._files)
 
     def path(self, node_id: int) -> str | None:
         """Return the file that holds a client's state now, None if the client has none."""
@@ -98,7 +104,8 @@ class StateFiles:
         for a worker that was killed may not have noticed yet.
         """
         for number in self._given:
-            Path(self._path(number)).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(self._path(number))  # noqa: PTH108 - a Path of each takes thrice as long
         self._given.clear()
         for number in self._replaced:
             self._spare[number % 2].append(number)

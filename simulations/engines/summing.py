@@ -34,7 +34,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -44,6 +43,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedcompress.aggregation import Node, Sum, TreeSum
+from fedcompress.compressor import Compressor
 from fedcompress.errors import FedcompressError
 from fedcompress.incoming import Expected, metric_keys, read_reply
 from fedcompress.memories import Memories
@@ -51,11 +51,14 @@ from fedcompress.own_payloads import OwnPayloads
 from fedcompress.partial import PartialSum, SummedReply, SumPlan, hollow
 from fedcompress.spec import parse
 from fedcompress.traffic import ClientTraffic
-from simulations.engines.message_bytes import Meter, payload_bytes
+from simulations.engines.message_bytes import message_bytes, payload_bytes
 
 Buffer = bytes | memoryview
 
-_parsed = lru_cache(maxsize=64)(parse)
+
+@lru_cache(maxsize=64)
+def _parsed(spec: str) -> Compressor | None:
+    return parse(spec) if spec else None
 
 
 class RangeSums:
@@ -70,11 +73,10 @@ class RangeSums:
     def __init__(self, plan: SumPlan) -> None:
         self._plan = plan
         self._like = plan.like()
-        self._meter = Meter()
         self._own_payloads = OwnPayloads()
         self._sum = TreeSum(self._like, len(plan.node_ids))
         self._rows: list[SummedReply] = []
-        self._metrics: frozenset[str] | None = None
+        self._expected: Expected | None = None
 
     def add(self, position: int, reply: Message) -> Message:
         """Add one reply; return what is left to send of it.
@@ -85,27 +87,30 @@ class RangeSums:
         answer = None
         started = time.perf_counter()
         if reply.has_content():
-            metrics = metric_keys(reply)
-            expected = self._expected(position, metrics if self._metrics is None else self._metrics)
-            with suppress(FedcompressError):  # the server finds the same, and notes why
-                answer = read_reply(reply, expected)
+            expected = self._expected
+            if expected is None:
+                expected = self._expect(metric_keys(reply))
+            if reply.metadata.src_node_id == self._plan.node_ids[position]:
+                with suppress(FedcompressError):  # the server finds the same, and notes why
+                    answer = read_reply(reply, expected)
         if answer is None:
             self._sum.miss(position)
             return reply
-        self._metrics = metrics
+        self._expected = expected
         self._sum.add(position, answer.parts, answer.weight)
-        row = SummedReply(
-            position,
-            reply.metadata.reply_to_message_id,
-            answer.weight,
-            answer.traffic,
-            payload_bytes(reply.content),
-            0,
-            time.perf_counter() - started,
+        sent = payload_bytes(reply.content)
+        weighs = message_bytes(reply) if self._plan.measures else 0
+        self._rows.append(
+            SummedReply(
+                position,
+                reply.metadata.reply_to_message_id,
+                answer.weight,
+                answer.traffic,
+                sent,
+                weighs,
+                time.perf_counter() - started,
+            )
         )
-        if self._plan.measures:
-            row = replace(row, message_bytes=self._meter.bytes_of(reply))
-        self._rows.append(row)
         return hollow(reply)
 
     @property
@@ -116,19 +121,20 @@ class RangeSums:
     def take(self) -> PartialSum:
         """Take what was added since the last call; what its blocks lack counts as missing."""
         rows, self._rows = self._rows, []
-        return PartialSum(self._metrics or frozenset(), tuple(rows), tuple(self._sum.take_nodes()))
+        metrics = frozenset[str]() if self._expected is None else self._expected.metrics
+        return PartialSum(metrics, tuple(rows), tuple(self._sum.take_nodes()))
 
-    def _expected(self, position: int, metrics: frozenset[str]) -> Expected:
+    def _expect(self, metrics: frozenset[str]) -> Expected:
         plan = self._plan
-        sent = {plan.node_ids[position]: _parsed(plan.uplinks[position])}
         return Expected(
             plan.server_round,
-            sent,
+            dict(zip(plan.node_ids, map(_parsed, plan.uplinks), strict=True)),
             self._like,
             plan.weight_key,
             metrics,
             Memories(0),
             self._own_payloads,
+            adds_dense=True,
         )
 
 
@@ -200,13 +206,14 @@ def from_buffers(buffers: Sequence[Buffer]) -> PartialSum:
     return PartialSum(frozenset(metrics), tuple(_unrow(row) for row in rows), tuple(nodes))
 
 
-def _row(row: SummedReply) -> dict[str, object]:
+def _row(row: SummedReply) -> list[object]:
     """Write an account; all its numbers are finite, and JSON keeps their bits."""
-    return {**vars(row), "traffic": vars(row.traffic)}
+    return [list(vars(row.traffic).values()), *[v for k, v in vars(row).items() if k != "traffic"]]
 
 
-def _unrow(said: dict[str, Any]) -> SummedReply:
-    return SummedReply(**{**said, "traffic": ClientTraffic(**said["traffic"])})
+def _unrow(said: list[Any]) -> SummedReply:
+    traffic, position, reply_to, weight, *rest = said
+    return SummedReply(position, reply_to, weight, ClientTraffic(*traffic), *rest)
 
 
 def _tensor(buffer: Buffer, dtype: str, size: int) -> Tensor:

@@ -203,7 +203,9 @@ class _Answers:
         self._waiting: list[Json] = []
         self._sent = time.monotonic()
 
-    def add(self, position: int, result: ClientResult, save_as: str | int, began: float) -> None:
+    def add(
+        self, position: int, result: ClientResult, save_as: str | int | None, began: float
+    ) -> None:
         reply, packer = result.reply, self._packer
         if self._sums is not None:
             reply = self._sums.add(position, reply)
@@ -223,7 +225,7 @@ class _Answers:
         if self._is_due:
             self.flush()
 
-    def _save(self, state: RecordDict, save_as: str | int) -> str | int:
+    def _save(self, state: RecordDict, save_as: str | int | None) -> str | int:
         """Write a state to its file, or keep it here and send it."""
         pieces = records_to_buffers(state)
         if isinstance(save_as, str):
@@ -234,7 +236,7 @@ class _Answers:
             else:
                 return save_as
         data = b"".join(pieces)
-        if not isinstance(save_as, str) and self._kept is not None:
+        if isinstance(save_as, int) and self._kept is not None:
             self._kept.keep(save_as, data)
         return self._packer.part(data)
 

@@ -20,7 +20,7 @@ def model_arrays(model: nn.Module) -> dict[str, Array]:
     CPU: copy what must outlive the next training step.
     """
     return {
-        name: tensor.detach().cpu().contiguous().numpy() for name, tensor in _state(model).items()
+        name: tensor.detach().cpu().contiguous().numpy() for name, tensor in state_of(model).items()
     }
 
 
@@ -35,7 +35,7 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, Array | Tensor]) -> None:
     LayoutError
         If a name is missing or unknown, or a shape differs; the model is then unchanged.
     """
-    state = _state(model)
+    state = state_of(model)
     if state.keys() != arrays.keys():
         missing, unknown = (
             sorted(state.keys() - arrays.keys()),
@@ -69,7 +69,7 @@ _Slot = tuple[str, dict[str, Tensor | None], str]
 _SLOTS: WeakKeyDictionary[nn.Module, list[_Slot]] = WeakKeyDictionary()
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
+def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Give what ``model.state_dict()`` names; where each tensor hangs is looked up once."""
     slots = _SLOTS.get(model)
     if slots is None:

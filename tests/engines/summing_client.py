@@ -64,7 +64,7 @@ def _misbehave(config: dict[str, object], node_id: int) -> None:
 
 
 def spoil(number: int, node_id: int, content: RecordDict) -> None:
-    """Some clients of odd metrics, weights and payloads; in round 2 most metrics are others."""
+    """Some clients of odd metrics, weights and arrays; in round 2 most metrics are others."""
     metrics = content["metrics"]
     if node_id in (1, 17, 34) or (number == 2 and node_id % 3):
         metrics["odd"] = 1.0  # type: ignore[index,call-overload]
@@ -72,7 +72,9 @@ def spoil(number: int, node_id: int, content: RecordDict) -> None:
         metrics["num-examples"] = -1  # type: ignore[index,call-overload]
     if node_id == 21:
         metrics["num-examples"] = 0  # type: ignore[index,call-overload]
-    if node_id == 23:
+    if node_id == 23 and "payload-0" not in content["arrays"]:  # type: ignore[operator]
+        content["arrays"]["w"] = Array(np.full((40, 25), np.nan, np.float32))  # type: ignore[index,call-overload]
+    elif node_id == 23:
         payload = content["arrays"]["payload-0"].data  # type: ignore[index,call-overload]
         content["arrays"]["payload-0"] = Array(  # type: ignore[index,call-overload]
             "uint8", (len(payload),), "fedcompress.v1", payload[:-1] + b"\x00"

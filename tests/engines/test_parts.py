@@ -86,6 +86,13 @@ def test_ranges_are_balanced_and_idle_workers_take_from_the_longest() -> None:
     assert queue.take(2) == [58]
 
 
+def test_what_is_hardly_any_work_is_not_sent_by_itself() -> None:
+    queue = RangeQueue([1.0] * 20, 1, [0, 1], 0.8, least=2.5)
+    assert queue.take(0) == list(range(10))
+    assert queue.take(1) == list(range(10, 20))
+    assert not queue
+
+
 def test_block_size_grows_with_the_number_of_messages() -> None:
     sizes = [block_size(count) for count in range(1, 5000)]
     assert sizes == sorted(sizes)

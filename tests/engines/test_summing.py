@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
 
 from fedcompress import Compressed, ConfigError, rng_for
+from fedcompress.dense import dense_record
 from fedcompress.partial import PartialSum, SumPlan, is_hollow
 from fedcompress.traffic import ClientTraffic
 from simulations.engines import LocalGrid, RayGrid
@@ -28,6 +29,7 @@ UPLINKS = [
     "quantize(4) | entropy()",
     "error_feedback(top_k(0.05) | sign())",
     "power_sgd(2)",
+    None,
 ]
 
 
@@ -97,7 +99,7 @@ class Plain(LocalGrid):
 
 def run(
     grid: Grid,
-    uplink: str,
+    uplink: str | None,
     rounds: int = 3,
     told: dict[str, object] | None = None,
     **settings: object,
@@ -125,7 +127,7 @@ def run(
 @pytest.mark.parametrize("clients", [10, 50])
 @pytest.mark.parametrize("uplink", UPLINKS)
 def test_sums_of_workers_give_the_bits_of_the_server(
-    uplink: str, clients: int, server: type[FedAvg]
+    uplink: str | None, clients: int, server: type[FedAvg]
 ) -> None:
     expected = run(Plain(CLIENT_APP, clients), uplink, server=server)
     assert run(LocalGrid(CLIENT_APP, clients), uplink, server=server) == expected
@@ -148,11 +150,34 @@ def test_a_compressed_downlink_agrees_too(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 9])
-def test_odd_clients_are_left_out_as_the_server_would(workers: int) -> None:
-    expected = run(Plain(SPOILT_APP, 40), UPLINKS[1])
+@pytest.mark.parametrize("uplink", [UPLINKS[1], None])
+def test_odd_clients_are_left_out_as_the_server_would(uplink: str | None, workers: int) -> None:
+    expected = run(Plain(SPOILT_APP, 40), uplink)
     assert {c.status for c in expected[1]} == {"ok", "rejected", "error"}
-    assert run(LocalGrid(SPOILT_APP, 40), UPLINKS[1]) == expected
-    assert run(Workers(SPOILT_APP, 40, workers), UPLINKS[1]) == expected
+    assert run(LocalGrid(SPOILT_APP, 40), uplink) == expected
+    assert run(Workers(SPOILT_APP, 40, workers), uplink) == expected
+
+
+@pytest.mark.parametrize("clients", [3, 50])
+def test_models_are_summed_alike_however_their_arrays_lie(clients: int) -> None:
+    shapes = {"w": (7, 5), "b": (7,), "scale": ()}
+    layout = tuple((name, shape, "float32") for name, shape in shapes.items())
+    plan = SumPlan(1, tuple(range(1, clients + 1)), ("",) * clients, layout, "num-examples")
+    means = []
+    for make in (dense_record, lambda x: ArrayRecord({k: Array(v) for k, v in x.items()})):
+        sums, rng = RangeSums(plan), rng_for(2)
+        for position, node_id in enumerate(plan.node_ids):
+            arrays = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
+            if node_id == 2:
+                arrays["b"][3] = np.inf
+            metrics = MetricRecord({"num-examples": node_id})
+            content = RecordDict({"arrays": make(arrays), "metrics": metrics})
+            reply = Message(content, reply_to=Message(RecordDict(), node_id, "train"))
+            assert is_hollow(sums.add(position, reply)) == (node_id != 2)
+        (node,) = sums.take().nodes
+        assert node.total is not None
+        means.append((node.total.exponent, node.total.share, node.total.buffers[0].tolist()))
+    assert means[0] == means[1]
 
 
 def one_round(  # type: ignore[no-untyped-def]
@@ -186,9 +211,11 @@ def test_a_sum_that_holds_a_lost_reply_is_never_used() -> None:
 
 
 @pytest.mark.parametrize(
-    ("server", "uplink"), [(FedMedian, "raw()"), (FedAvg, None), (FedAvg, "ef21(top_k(0.1))")]
+    ("server", "uplink"), [(FedMedian, "raw()"), (FedMedian, None), (FedAvg, "ef21(top_k(0.1))")]
 )
-def test_strategies_that_need_single_replies_get_them(server: type[FedAvg], uplink: str) -> None:
+def test_strategies_that_need_single_replies_get_them(
+    server: type[FedAvg], uplink: str | None
+) -> None:
     grid = Workers(CLIENT_APP, 5, 2)
     one_round(Compressed(FedAvg(fraction_evaluate=0.0)), grid, 1)
     assert grid.hollow == 5
@@ -218,7 +245,7 @@ def workers(request: pytest.FixtureRequest) -> Iterator[RayGrid]:
 @pytest.mark.parametrize("clients", [10, 50])
 @pytest.mark.parametrize("uplink", UPLINKS)
 def test_resident_workers_give_the_bits_of_the_server(
-    uplink: str, clients: int, workers: RayGrid
+    uplink: str | None, clients: int, workers: RayGrid
 ) -> None:
     workers.reset(num_clients=clients)
     assert run(workers, uplink) == run(Plain(CLIENT_APP, clients), uplink)
@@ -234,7 +261,9 @@ def test_resident_workers_send_no_arrays(workers: RayGrid) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_resident_workers_leave_odd_clients_out(count: int) -> None:
     with RayGrid(SPOILT_APP, 40, workers=count, use_ray=False) as grid:
-        assert run(grid, UPLINKS[1]) == run(Plain(SPOILT_APP, 40), UPLINKS[1])
+        for uplink in (UPLINKS[1], None):
+            grid.reset()
+            assert run(grid, uplink) == run(Plain(SPOILT_APP, 40), uplink)
 
 
 @pytest.mark.parametrize("victim", [1, 23, 50])

@@ -19,9 +19,10 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedcompress.dense import dense_record
 from simulations.engines import LocalGrid
 from simulations.engines.flower_internals import MAX_CHUNK_BYTES, build_message
-from simulations.engines.message_bytes import Meter
+from simulations.engines.message_bytes import Meter, message_bytes
 from simulations.traffic import MeasuredGrid
 
 CLIENT_APP = "engine_client:app"
@@ -149,3 +150,23 @@ def test_arrays_of_several_chunks_weigh_what_flower_sends() -> None:
     )
     message = Message(RecordDict({"arrays": arrays}), 1, "train")
     assert Meter().bytes_of(message) == pushed_bytes(message)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("records", [1, 2])
+def test_arrays_whose_bytes_are_not_made_weigh_what_flower_sends(records: int, alike: bool) -> None:
+    shapes = [(3, 4), (4, 3), (3,), (3,) if alike else (5,)]
+    for fill in (0.0, 1.0):
+        arrays = {f"a{i}": np.full(x, fill * i, np.float32) for i, x in enumerate(shapes)}
+        some = {"other": np.zeros((3,), np.float32), "last": np.ones((9,), np.float32)}
+        parts = [arrays, some][:records]
+        metrics = MetricRecord({"loss": 0.5, "num-examples": 300})
+        late = [dense_record(part) for part in parts]
+        plain = [ArrayRecord({k: Array(x) for k, x in part.items()}) for part in parts]
+        sizes = []
+        for given_records in (late, plain):
+            content = RecordDict({f"r{i}": r for i, r in enumerate(given_records)})
+            content["metrics"] = metrics
+            message = build_message(Metadata(7, "", 1, 2, "", "g", 1.0, 2.0, "train"), content)
+            sizes += [message_bytes(message), message_bytes(message), Meter().bytes_of(message)]
+        assert set(sizes) == {pushed_bytes(message)}

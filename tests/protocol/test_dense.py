@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from io import BytesIO
 
 import numpy as np
@@ -11,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fedcompress.dense import STYPE, dense_array, dense_values, share_record
+from fedcompress.dense import (
+    STYPE,
+    LateArray,
+    dense_array,
+    dense_record,
+    dense_values,
+    record_bytes,
+    share_record,
+    whole_block,
+)
 from fedcompress.flower_adapter import record_of
 
 numbers = st.one_of(
@@ -90,3 +100,68 @@ def test_a_shared_record_is_another_with_the_same_bytes() -> None:
     assert record["a"].shape == (3,)
     assert list(record) == ["a"]
     assert shared["a"].data is record["a"].data
+
+
+def model() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    shapes = {"w": (3, 4), "b": (3,), "scale": (), "none": (0, 2)}
+    return {k: np.asarray(rng.standard_normal(s), np.float32) for k, s in shapes.items()}
+
+
+def plain(arrays: dict[str, np.ndarray]) -> ArrayRecord:
+    return ArrayRecord({name: Array(x) for name, x in arrays.items()})
+
+
+@given(any_array, any_array)
+def test_a_record_of_copies_is_that_of_flowers_arrays(a: np.ndarray, b: np.ndarray) -> None:
+    for arrays in ({"a": a, "b": b}, {"a": a, "b": a[::-1] if a.ndim else a}):
+        record, flowers = dense_record(arrays), plain(arrays)
+        assert record == flowers
+        assert flowers == record
+        assert record.object_id == flowers.object_id
+        assert record_bytes(dense_record(arrays)) == sum(len(x.data) for x in flowers.values())
+        for name, array in dense_record(arrays).items():
+            assert array.numpy().tobytes() == flowers[name].numpy().tobytes()
+            assert array.numpy().flags.writeable
+            assert type(array) is Array or not dense_values(array).flags.writeable
+
+
+def test_arrays_of_one_dtype_lie_in_one_block_until_one_is_changed() -> None:
+    arrays = model()
+    record = dense_record(arrays)
+    whole = whole_block(record)
+    assert whole is not None
+    assert whole[0].tobytes() == b"".join(x.tobytes() for x in arrays.values())
+    arrays["w"][:] = 0
+    assert record["w"].numpy().any()
+    assert whole_block(ArrayRecord(dict(record))) is None
+    for change in ("shape", "data", "place", "less"):
+        record, expected = dense_record(model()), plain(model())
+        for one in (record, expected):
+            if change == "shape":
+                one["w"].shape = (4, 3)
+            elif change == "data":
+                one["w"].data = Array(np.zeros((3, 4), np.float32)).data
+            elif change == "place":
+                one["b"], one["w"] = one["w"], one["b"]
+            else:
+                del one["b"]
+        assert whole_block(record) is None
+        assert record == expected
+        assert record_bytes(record) == record_bytes(expected)
+        assert record.object_id == expected.object_id
+    assert whole_block(dense_record({"a": np.ones(2), "b": np.ones(2, np.float32)})) is None
+
+
+def test_late_arrays_are_shared_and_pickled() -> None:
+    record = dense_record(model())
+    shared = share_record(record)
+    assert shared == record
+    shared["w"].shape = (12,)
+    assert type(shared["w"]) is Array
+    assert type(record["w"]) is LateArray
+    assert record["w"].shape == (3, 4)
+    there = pickle.loads(pickle.dumps(record["b"]))
+    assert type(there) is Array
+    assert there == record["b"]
+    assert record["b"] != 3

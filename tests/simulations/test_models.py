@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord
 from torch import nn
 
 from fedcompress.errors import ConfigError, LayoutError
+from simulations.model_record import load_record, model_record
 from simulations.models import MODELS, build_model, load_arrays, model_arrays
 
 IMAGES = (1, 28, 28)
@@ -168,3 +170,18 @@ def test_arrays_are_those_of_the_state_also_after_the_model_has_changed(name: st
             np.testing.assert_array_equal(arrays[key], tensor.numpy())
         for parameter in model.parameters():  # as `to(device)` and flat models do
             parameter.data = parameter.data.clone() + 1
+
+
+def test_a_record_loaded_again_after_training_gives_the_same_model() -> None:
+    model = build("resnet")
+    first, second = (
+        ArrayRecord({k: Array(x) for k, x in model_arrays(build("resnet", seed)).items()})
+        for seed in (1, 2)
+    )
+    for record in (first, first, second, first, model_record(build("resnet", 3)), second):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1.0)
+        load_record(model, record)
+        for name, values in model_arrays(model).items():
+            assert values.tobytes() == record[name].numpy().tobytes()
