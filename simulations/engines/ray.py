@@ -210,8 +210,7 @@ class RayGrid(SimulatedGrid):
         if isinstance(answer.state, str):
             self._states.commit(node_id, answer.state)
         elif answer.state is not None:
-            assert self._pool is not None
-            if not self._pool.node(answer.worker):  # that worker would have written it itself
+            if answer.lacked_room:
                 reason = "a worker found no room for a client's state"
                 self._tell_fault(Fault("memory_full", "on_disk", reason, node_id, answer.worker))
             self._states.write(node_id, answer.state)

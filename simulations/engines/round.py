@@ -46,9 +46,9 @@ class Answer(NamedTuple):
     """What came of one client's call.
 
     `state` is the file or the bytes of its new state, None where it stays as it was, and `kept_as`
-    the number of the copy that the worker's machine keeps. `began` is in
-    the seconds of the driver's `time.monotonic`; `seconds` is how long the worker was busy with the
-    client, `compute_seconds` how long the app was.
+    the number of the copy that the worker's machine keeps; `lacked_room` where the worker could not
+    write its file. `began` is in the seconds of the driver's `time.monotonic`; `seconds` is how
+    long the worker was busy with the client, `compute_seconds` how long the app was.
     """
 
     position: int
@@ -57,6 +57,7 @@ class Answer(NamedTuple):
     failure: str | None = None
     state: str | bytes | None = None
     kept_as: int | None = None
+    lacked_room: bool = False
     worker: int = -1
     began: float = 0.0
     seconds: float = 0.0
@@ -124,7 +125,7 @@ class Round:
         self._setting = setting
         self._states = states
         self._held = held
-        self._kept_as: dict[int, int] = {}
+        self._save_as: dict[int, str | int | None] = {}  # by position: a file, or a number
         self._model = model
         self._queue = queue
         self._costs = costs
@@ -187,7 +188,7 @@ class Round:
             state: Json = self._states.path(node_id)
             save_as: str | int | None = None
             if node:
-                save_as = self._kept_as[position] = self._held.new_number(node)
+                save_as = self._held.new_number(node)
                 held = self._held.number(node_id, node)
                 if held is not None:
                     state = [held]
@@ -195,6 +196,7 @@ class Round:
                     state = packer.part(self._states.read(node_id))
             elif writes:
                 save_as = self._states.new_path(node_id)
+            self._save_as[position] = save_as
             tasks.append(
                 [
                     position,
@@ -322,9 +324,19 @@ class Round:
         if isinstance(state, int):
             state = bytes(unpacker.part(state))
         began = self._pool.to_our_clock(worker, began)
-        kept_as = self._kept_as.get(position) if isinstance(state, bytes) else None
+        save_as = self._save_as.get(position) if isinstance(state, bytes) else None
+        kept_as = save_as if isinstance(save_as, int) else None
         at_work = worker, began, seconds
-        return Answer(position, reply, compute_seconds, failure, state, kept_as, *at_work)
+        return Answer(
+            position,
+            reply,
+            compute_seconds,
+            failure,
+            state,
+            kept_as,
+            isinstance(save_as, str),
+            *at_work,
+        )
 
     # ------------------------------------------------------------------ faults
     def _recover(self, died: Died) -> Iterator[Answer]:

@@ -259,12 +259,12 @@ def test_a_resumed_run_trains_by_the_program_it_began_with(tmp_path: Path) -> No
         run_study(study, folder)
         result = json.loads((folder / "cells" / "dense-seed0" / "result.json").read_text())
         assert result["training_path"] == program
-    lenet = small_study(strategies=STRATEGIES[:1], model={"name": "lenet"})
+    resnet = small_study(strategies=STRATEGIES[:1], model={"name": "resnet", "width": 0.25})
     with pytest.raises(KeyboardInterrupt):
-        run_study(lenet, tmp_path / "lenet", listen=stop)
-    rewrite(tmp_path / "lenet" / "training_path.json", lambda known: known.update(path="compiled"))
+        run_study(resnet, tmp_path / "resnet", listen=stop)
+    rewrite(tmp_path / "resnet" / "training_path.json", partial(dict.update, path="compiled"))
     with pytest.raises(ConfigError, match="has trained by the program 'compiled', which cannot"):
-        run_study(lenet, tmp_path / "lenet")
+        run_study(resnet, tmp_path / "resnet")
 
 
 def test_what_an_engine_may_be_told_reaches_it(tmp_path: Path) -> None:
