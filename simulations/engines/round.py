@@ -12,21 +12,18 @@ from typing import NamedTuple
 from flwr.app import Error, Message
 
 from simulations.engines import frames
-from simulations.engines.channel import Part
 from simulations.engines.client_call import Setting
 from simulations.engines.faults import EngineGoneError, Fault, Outcome
 from simulations.engines.flower_internals import CLIENT_CRASHED, build_message, set_message_id
 from simulations.engines.held_states import HeldStates
 from simulations.engines.packing import (
     Json,
-    Packer,
-    SharedContents,
     Unpacker,
-    pack_metadata,
     unpack_metadata,
 )
 from simulations.engines.pool import START_SECONDS, Died, Event, Received, WorkerPool
 from simulations.engines.schedule import RangeQueue
+from simulations.engines.sending import Sending
 from simulations.engines.shared_model import SharedModel
 from simulations.engines.state_files import StateFiles
 from simulations.engines.summing import RoundSums, from_buffers
@@ -69,7 +66,6 @@ class _Work:
 
     ranges: deque[list[int]] = field(default_factory=deque)
     since: float = 0.0  # it was sent a range while it had none, or answered last
-    informed: bool = False  # of what the round's clients share
     begun: list[int] = field(default_factory=list)
     begun_at: float = 0.0
 
@@ -122,27 +118,21 @@ class Round:
     ) -> None:
         self._pool = pool
         self._messages = messages
-        self._setting = setting
         self._states = states
-        self._held = held
-        self._save_as: dict[int, str | int | None] = {}  # by position: a file, or a number
-        self._model = model
         self._queue = queue
         self._costs = costs
         self._client_timeout = client_timeout
         self._sums = sums
         self._on_fault = on_fault
-        self._is_timed = client_timeout is not None
-        self._shared = SharedContents(message.content for message in messages)
-        self._file: list[Part] | None = None
-        self._at_node: dict[str, tuple[int, str | None]] = {}
+        self._sending = Sending(pool, messages, setting, states, held, model, sums)
+        self._sending.tells_begun = client_timeout is not None
         self._work: dict[int, _Work] = {}
         self._crashes: Counter[int] = Counter()
         self._failed_starts = 0
 
     def run(self, deadline: float | None) -> Iterator[Answer]:
         """Yield answers as they come, until `deadline` (of `time.monotonic`)."""
-        self._is_timed = self._is_timed or deadline is not None
+        self._sending.is_timed = self._client_timeout is not None or deadline is not None
         try:
             self._feed()
             while self._queue or any(work.ranges for work in self._work.values()):
@@ -163,11 +153,13 @@ class Round:
         """Send every worker that is about to run dry its next clients."""
         for worker in sorted(self._pool.ready):
             work = self._work.setdefault(worker, _Work())
-            while self._queue and self._is_hungry(work) and self._inform(worker, work):
+            while self._queue and self._is_hungry(work) and self._sending.inform(worker):
                 positions = self._queue.take(worker)
                 work.since = work.since if work.ranges else time.monotonic()
                 work.ranges.append(positions)
-                self._pool.send(worker, frames.RANGE, self._range(worker, positions))
+                # Clients of a part of a block run again: the rest may have been summed elsewhere.
+                sums = self._queue.are_whole_blocks(positions)
+                self._sending.send_range(worker, positions, sums)
 
     def _is_hungry(self, work: _Work) -> bool:
         if not work.ranges:
@@ -175,90 +167,6 @@ class Round:
         if len(work.ranges) > 1:
             return False
         return sum(self._costs[position] for position in work.ranges[0]) < AHEAD_SECONDS
-
-    def _range(self, worker: int, positions: Sequence[int]) -> list[Part]:
-        packer = Packer(self._shared)
-        node = self._pool.node(worker)
-        # Where no client keeps a state, none needs a file for a new one; a first comes as bytes.
-        writes = self._states.holds_any
-        tasks = []
-        for position in positions:
-            message = self._messages[position]
-            node_id = message.metadata.dst_node_id
-            state: Json = self._states.path(node_id)
-            save_as: str | int | None = None
-            if node:
-                save_as = self._held.new_number(node)
-                held = self._held.number(node_id, node)
-                if held is not None:
-                    state = [held]
-                elif state is not None:
-                    state = packer.part(self._states.read(node_id))
-            elif writes:
-                save_as = self._states.new_path(node_id)
-            self._save_as[position] = save_as
-            tasks.append(
-                [
-                    position,
-                    pack_metadata(message.metadata),
-                    packer.content(message.content),
-                    state,
-                    save_as,
-                ]
-            )
-        # Clients of a part of a block run again: the rest of it may have been summed elsewhere.
-        sums = self._sums is not None and self._queue.are_whole_blocks(positions)
-        return packer.finish([self._client_timeout is not None, self._is_timed, sums, tasks])
-
-    def _inform(self, worker: int, work: _Work) -> bool:
-        """Tell a worker what the round's clients share, once; False if it has to wait for that."""
-        if work.informed:
-            return True
-        node = self._pool.node(worker)
-        if not self._shared.buffers:
-            parts = self._round(node, None, keep=False)
-        elif not node:
-            if self._file is None:
-                self._file = self._round("", self._model.write(self._shared.buffers), keep=False)
-            parts = self._file
-        else:
-            path = self._at_node.get(node, (worker, ""))[1]
-            if path is None:
-                return False
-            if not path:
-                # The first of a machine keeps the arrays in a file there, for the others.
-                neighbours = [one for one in self._pool.ready if self._pool.node(one) == node]
-                keep = len(neighbours) > 1 and node not in self._at_node
-                if keep:
-                    self._at_node[node] = (worker, None)
-                parts = self._round(node, None, keep=keep)
-            else:
-                parts = self._round(node, path, keep=False)
-        self._pool.send(worker, frames.ROUND, parts)
-        work.informed = True
-        return True
-
-    def _round(self, node: str, path: str | None, *, keep: bool) -> list[Part]:
-        packer = Packer(self._shared)
-        setting = self._setting
-        config = setting.run_config
-        buffers = self._shared.buffers
-        places = [packer.part(buffer) for buffer in buffers] if path is None else []
-        return packer.finish(
-            [
-                [
-                    setting.run_id,
-                    setting.num_clients,
-                    list(config),
-                    list(config.values()),
-                    setting.num_messages,
-                ],
-                [path, [len(buffer) for buffer in buffers], places, keep],
-                self._shared.pack(packer),
-                None if self._sums is None else self._sums.plan.to_json(),
-                [f"{self._held.run}-{node}", self._held.take_outdated(node)] if node else None,
-            ]
-        )
 
     # ------------------------------------------------------------------ from the workers
     def _events(self, deadline: float | None) -> list[Event]:
@@ -293,10 +201,7 @@ class Round:
                 state = self._states.read(int(bytes(event.parts[0])))
                 self._pool.send(event.worker, frames.STATE, [state])
             elif event.kind == frames.STORED:
-                self._at_node[self._pool.node(event.worker)] = (
-                    event.worker,
-                    bytes(event.parts[0]).decode(),
-                )
+                self._sending.stored(event.worker, bytes(event.parts[0]).decode())
 
     def _answers(self, event: Received, work: _Work) -> Iterator[Answer]:
         work.since = time.monotonic()
@@ -324,7 +229,7 @@ class Round:
         if isinstance(state, int):
             state = bytes(unpacker.part(state))
         began = self._pool.to_our_clock(worker, began)
-        save_as = self._save_as.get(position) if isinstance(state, bytes) else None
+        save_as = self._sending.save_as.get(position) if isinstance(state, bytes) else None
         kept_as = save_as if isinstance(save_as, int) else None
         at_work = worker, began, seconds
         return Answer(
@@ -425,10 +330,8 @@ class Round:
         return work.begun_at + self._client_timeout * len(work.begun)
 
     def _release(self, worker: int) -> _Work:
-        """Forget what a worker was sent, and that it was to keep the arrays of its machine."""
-        for node, (storing, _) in list(self._at_node.items()):
-            if storing == worker:
-                del self._at_node[node]
+        """Forget what a worker was sent."""
+        self._sending.forget(worker)
         return self._work.pop(worker, _Work())
 
     def _failed(self, position: int, reason: str) -> Answer:
