@@ -1,6 +1,6 @@
 """Updates to measure codecs on: what one client's local training changes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, final
@@ -75,24 +75,43 @@ def train_update(name: str, data_dir: str | None = None, *, seed: int = 0) -> Up
     ConfigError
         If there is no such training, or its data set is not in ``data_dir``.
     """
-    if name not in TRAININGS:
-        raise ConfigError(f"updates: there is no {name!r}; use one of {', '.join(TRAININGS)}")
-    training = TRAININGS[name]
+    training = _training(name)
+    (update,) = successive_updates(name, 1, data_dir, seed=seed, epochs=training.local_epochs)
+    return update
+
+
+def successive_updates(
+    name: str, count: int, data_dir: str | None = None, *, seed: int = 0, epochs: int = 1
+) -> Iterator[Update]:
+    """Train one client again and again, and give what each call of ``epochs`` passes changed.
+
+    Raises
+    ------
+    ConfigError
+        As `train_update` does.
+    """
+    training = _training(name)
     data = load_data(training.data, data_dir)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = training.build()
-    options = TrainingOptions(local_epochs=1)
     rng = rng_for(seed, purpose="warm")
     warm = rng.permutation(len(data.train_y))[: training.warm_samples]
-    train_locally(model, data, warm, options, rng)
-    before = {key: p.detach().clone() for key, p in model.named_parameters()}
-    options = TrainingOptions(local_epochs=training.local_epochs)
-    train_locally(model, data, _rows(data, training.clients, seed), options, rng_for(seed))
-    return {
-        key: np.ascontiguousarray((p.detach() - before[key]).numpy())
-        for key, p in model.named_parameters()
-    }
+    train_locally(model, data, warm, TrainingOptions(local_epochs=1), rng)
+    rows, options = _rows(data, training.clients, seed), TrainingOptions(local_epochs=epochs)
+    for number in range(count):
+        before = {key: p.detach().clone() for key, p in model.named_parameters()}
+        train_locally(model, data, rows, options, rng_for(seed, round=number))
+        yield {
+            key: np.ascontiguousarray((p.detach() - before[key]).numpy())
+            for key, p in model.named_parameters()
+        }
+
+
+def _training(name: str) -> Training:
+    if name not in TRAININGS:
+        raise ConfigError(f"updates: there is no {name!r}; use one of {', '.join(TRAININGS)}")
+    return TRAININGS[name]
 
 
 def _rows(data: FederatedData, clients: int, seed: int) -> NDArray[np.int64]:

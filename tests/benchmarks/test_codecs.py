@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import budgets, large
+from benchmarks import budgets, large, warm_start
 from benchmarks.codec import BytesCodec, SpecCodec
 from benchmarks.codecs import main
 from benchmarks.codecs_figure import main as draw
@@ -15,7 +15,7 @@ from benchmarks.fixed_step import FixedStepAns, FixedStepZstd
 from benchmarks.judge import nmse, order0_bits
 from benchmarks.lossless import Raw, Zstd
 from benchmarks.measure import Row
-from benchmarks.updates import Update, train_update
+from benchmarks.updates import Update, successive_updates, train_update
 from fedcompress.errors import ConfigError
 
 
@@ -173,3 +173,16 @@ def test_the_benchmark_of_large_arrays_writes_every_figure(
         assert [row["codec"] for row in rows] == [spec]
         assert rows[0]["encode_mb_per_second"] > 0
     assert "matrix of 158 × 253" in capsys.readouterr().out
+
+
+def test_a_warm_start_errs_less_on_successive_updates(capsys: pytest.CaptureFixture[str]) -> None:
+    warm_start.main(["--models", "digits_mlp"])
+    _, warm, cold = capsys.readouterr().out.strip().splitlines()
+    assert warm.split()[:2] == ["digits_mlp", "yes"]
+    assert float(warm.split()[-1]) < float(cold.split()[-1]) < 1
+
+
+def test_the_first_of_successive_updates_is_that_of_one_training(update: Update) -> None:
+    first, second = successive_updates("digits_mlp", 2, epochs=2)
+    assert all(np.array_equal(x, update[name]) for name, x in first.items())
+    assert not any(np.array_equal(x, second[name]) for name, x in first.items())
