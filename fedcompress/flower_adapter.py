@@ -4,8 +4,9 @@
 else, by the identity of their methods; the tests fail loudly when Flower changes them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 from flwr.app import (
     Array,
@@ -40,28 +41,23 @@ def uses_weighted_mean(strategy: Strategy) -> bool:
     return isinstance(strategy, FedAvg) and type(strategy).aggregate_train in _BY_WEIGHTED_MEAN
 
 
+R = TypeVar("R", RecordDict, ArrayRecord, MetricRecord, ConfigRecord)
+
+
+def filled(record: R, items: Iterable[tuple[str, object]] | Mapping[str, object]) -> R:
+    """Fill an empty record with what is known to fit in it; Flower looks at each value."""
+    vars(record)["_data"].update(items)
+    return record
+
+
 def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
     """Make a record that holds these very arrays, which `ArrayRecord` would check and copy."""
-    record = ArrayRecord()
-    vars(record)["_data"].update(arrays)
-    return record
+    return filled(ArrayRecord(), arrays)
 
 
-def config_of(values: Mapping[str, object]) -> ConfigRecord:
-    """Make a record of values that are known to fit in one; Flower looks at each of them."""
-    record = ConfigRecord()
-    vars(record)["_data"].update(values)
-    return record
-
-
-def content_of(records: Mapping[str, ArrayRecord | MetricRecord | ConfigRecord]) -> RecordDict:
-    """Make a content of these very records, as `RecordDict` does but without looking at them."""
-    content = RecordDict()
-    vars(content)["_data"].update(records)
-    return content
-
-
-def message_of(metadata: Metadata, content: RecordDict | None, error: Error | None) -> Message:
+def message_of(
+    metadata: Metadata, content: RecordDict | None = None, error: Error | None = None
+) -> Message:
     """Make a message of this metadata as it stands, without the checks of `Message`.
 
     Those take longer than to read and add a small update; either content or error is there.
@@ -74,7 +70,7 @@ def message_of(metadata: Metadata, content: RecordDict | None, error: Error | No
 
 def with_content(message: Message, content: RecordDict) -> Message:
     """Make a message of the same metadata with other content; the given one stays as it is."""
-    return message_of(message.metadata, content, None)
+    return message_of(message.metadata, content)
 
 
 def strategies_inside(strategy: Strategy) -> Iterator[Strategy]:

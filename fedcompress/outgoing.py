@@ -5,7 +5,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from fedcompress import protocol
 from fedcompress.compressor import Compressor
 from fedcompress.downlink import Broadcast
-from fedcompress.flower_adapter import config_of, content_of
+from fedcompress.flower_adapter import filled
 from fedcompress.memories import NO_ROUND, Memories
 from fedcompress.reference import NO_VERSION
 from fedcompress.traffic import ClientDownlink
@@ -98,4 +98,7 @@ def _with_settings(
     configs = [name for name, one in records.items() if isinstance(one, ConfigRecord)]
     place = configs[0] if configs else protocol.RECORD
     theirs = records[place].items() if configs else ()
-    return content_of({**records, key: record, place: config_of({**dict(theirs), **settings})})
+    return filled(
+        RecordDict(),
+        {**records, key: record, place: filled(ConfigRecord(), {**dict(theirs), **settings})},
+    )

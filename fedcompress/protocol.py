@@ -16,7 +16,7 @@ from torch import Tensor
 from fedcompress.dense import STYPE as DENSE_STYPE
 from fedcompress.dense import dense_array, dense_values, plain_array, record_bytes
 from fedcompress.errors import LayoutError, NotFiniteError, PayloadError
-from fedcompress.flower_adapter import MetricContent, record_of
+from fedcompress.flower_adapter import MetricContent, filled, record_of
 
 STYPE = "fedcompress.v1"
 RECORD = "fedcompress"  # key of our own records in replies and in Context.state
@@ -219,12 +219,12 @@ def data_bytes(content: RecordDict) -> int:
 
 def without_arrays(content: RecordDict) -> RecordDict:
     """Copy a reply's content without its arrays and our own record."""
-    kept = MetricContent()
-    held = vars(kept)["_data"]
-    for key, record in content.items():
-        if key != RECORD and not isinstance(record, ArrayRecord):
-            held[key] = record
-    return kept
+    kept = (
+        (key, record)
+        for key, record in content.items()
+        if key != RECORD and not isinstance(record, ArrayRecord)
+    )
+    return filled(MetricContent(), kept)
 
 
 def with_model(content: RecordDict, model: Mapping[str, Tensor]) -> RecordDict:

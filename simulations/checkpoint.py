@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self, final
+from typing import Any, NoReturn, final
 
 import numpy as np
 import safetensors.numpy
@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedcompress.errors import ConfigError
+from simulations.closing import Closing
 
 VERSION = 2
 
@@ -38,7 +39,7 @@ INSERT OR IGNORE INTO log VALUES (1, 0, 0);
 """
 
 
-class Checkpoint:
+class Checkpoint(Closing):
     """What a killed run needs to go on: the server's values and every client's state.
 
     A round is saved whole or not at all: whoever kills the process while it writes finds the
@@ -189,17 +190,6 @@ class Checkpoint:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @final

@@ -9,11 +9,11 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedcompress import compression_mod, rng_for
+from fedcompress.flower_adapter import filled
 from fedcompress.protocol import array_records
 from simulations.cell import Cell, ModelSettings, TrainingSettings
 from simulations.engines.cohort import offer_cohorts, one_of_a_cohort
 from simulations.engines.facts import offer_facts
-from simulations.engines.flower_internals import filled
 from simulations.materials import Materials, materials_of
 from simulations.model_record import load_record, model_record
 from simulations.settings import Scalar

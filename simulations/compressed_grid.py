@@ -23,14 +23,14 @@ from fedcompress.compressor import Compressor
 from fedcompress.downlink import Broadcast
 from fedcompress.dtypes import restore_dtypes
 from fedcompress.errors import ConfigError, FedcompressError, LayoutError, StaleMemoryError
-from fedcompress.flower_adapter import with_content
+from fedcompress.flower_adapter import message_of, with_content
 from fedcompress.incoming import read_payload
 from fedcompress.links import read_links
 from fedcompress.memories import Memories
 from fedcompress.outgoing import Outgoing
 from fedcompress.reference import NEEDS_WHOLE_MODEL, NO_VERSION
 from fedcompress.spec import parse
-from simulations.engines.flower_internals import REPLY_REFUSED, build_message
+from simulations.engines.flower_internals import REPLY_REFUSED
 from simulations.grid_around import GridAround
 from simulations.message_rounds import MessageRounds, is_training
 
@@ -223,7 +223,7 @@ class CompressedGrid(GridAround):
                 self._memories.forget(node_id)
             faults[_one_line(str(error))] += 1
             refusal = Error(REPLY_REFUSED, f"{protocol.ERROR_PREFIX}{error}")
-            return build_message(reply.metadata, None, refusal)
+            return message_of(reply.metadata, None, refusal)
         if answer.memory:
             self._memories.keep(node_id, sent.round_number, answer.memory)
         if self._broadcast is not None and sent.version != NO_VERSION:

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, final
+from typing import Any, final
 
 from fedcompress.errors import ConfigError
+from simulations.closing import Closing
 from simulations.events import CellDone, CellStarted, Event, RoundDone
 from simulations.timeline import ClientWork, RoundTimeline, bursts, by_worker_of
 
@@ -40,7 +40,7 @@ def check_trace_path(path: Path) -> None:
 
 
 @final
-class Trace:
+class Trace(Closing):
     """Writes what a run tells; a context manager and a listener.
 
     Events go to ``FILE.partial`` as each round ends, which gets its name when all of it is on the
@@ -76,17 +76,6 @@ class Trace:
     @property
     def _is_packed(self) -> bool:
         return self._path.name.endswith(".gz")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __call__(self, event: Event) -> None:
         """Note an event."""

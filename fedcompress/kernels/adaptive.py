@@ -17,7 +17,6 @@ from fedcompress.kernels.jit import kernel
 UNARY = 14  # magnitudes up to this are spelled in unary
 PREFIX = 44  # octaves of what is beyond
 SLOTS = 2 + UNARY + PREFIX  # adaptive bits of a context
-LIMIT = 1 << 40  # magnitudes are below this
 _MOST_OCTAVES = 40
 _BITS = 15
 _ONE = 1 << _BITS

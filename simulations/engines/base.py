@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from flwr.app import Message, RecordDict, UserConfig
 from flwr.serverapp import Grid
 
 from fedcompress.errors import ConfigError
 from fedcompress.partial import PartialSum, SumPlan
+from simulations.closing import Closing
 from simulations.engines.client_call import Setting
 from simulations.engines.facts import Facts
 from simulations.engines.faults import Fault, kind_of_failure
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 RUN_ID = 1
 
 
-class SimulatedGrid(Grid, ABC):
+class SimulatedGrid(Grid, Closing):
     """A Grid whose clients are simulated: nodes 1 to `num_clients`, partition ids from 0.
 
     A call of a client takes its state and gives it back with its reply; a call that fails or
@@ -273,17 +272,6 @@ class SimulatedGrid(Grid, ABC):
 
     def _setting(self) -> Setting:
         return Setting(self._run.run_id, self._num_clients, self._run_config)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _checked(num_clients: int) -> int:

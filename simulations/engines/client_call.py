@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedcompress.errors import ConfigError
+from fedcompress.flower_adapter import message_of
 from simulations.engines.cohort import (
     call_together,
     cohort_size,
@@ -24,7 +25,6 @@ from simulations.engines.cohort import (
 )
 from simulations.engines.flower_internals import (
     CLIENT_RAISED,
-    build_message,
     copy_records,
     set_message_id,
 )
@@ -138,7 +138,7 @@ def call_client(app: ClientAppCallable, call: ClientCall, setting: Setting) -> C
     """
     metadata, content, state = call.metadata, call.content, call.state
     node_id = metadata.dst_node_id
-    message = build_message(copy(metadata), copy_records(content))
+    message = message_of(copy(metadata), copy_records(content))
     context = Context(
         run_id=setting.run_id,
         node_id=node_id,
@@ -155,7 +155,7 @@ def call_client(app: ClientAppCallable, call: ClientCall, setting: Setting) -> C
     except Exception as error:  # noqa: BLE001 - an app may raise anything; it is its client's fault
         failure = traceback.format_exc()
         reason = f"{type(error).__name__}: {error}"
-        request = build_message(metadata, content)
+        request = message_of(metadata, content)
         reply = Message(Error(CLIENT_RAISED, reason), reply_to=request)
     compute_seconds = time.perf_counter() - start
     # The reply's id is as long as Flower's, for the bytes of what names it later.

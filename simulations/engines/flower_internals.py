@@ -11,11 +11,7 @@ from typing import Any, TypeVar
 from flwr.app import (
     Array,
     ArrayRecord,
-    ConfigRecord,
-    Error,
     Message,
-    Metadata,
-    MetricRecord,
     RecordDict,
     UserConfig,
 )
@@ -42,10 +38,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcompress.dense import plain_array, share_record
-from fedcompress.flower_adapter import message_of, record_of
+from fedcompress.flower_adapter import record_of
 from fedcompress.wire import read_varint, write_varint
-
-R = TypeVar("R", RecordDict, ArrayRecord, MetricRecord, ConfigRecord)
 
 T = TypeVar("T")
 
@@ -67,10 +61,8 @@ __all__ = [
     "Run",
     "app_settings",
     "assume_server_identity",
-    "build_message",
     "copy_records",
     "empty_run",
-    "filled",
     "load_component",
     "merge_run_config",
     "records_from_bytes",
@@ -95,22 +87,9 @@ def assume_server_identity(run_id: int) -> None:
     TaskIdentity.node_id = SERVER_NODE_ID
 
 
-def build_message(
-    metadata: Metadata, content: RecordDict | None = None, error: Error | None = None
-) -> Message:
-    """Return a message with this metadata as it stands."""
-    return message_of(metadata, content, error)
-
-
 def set_message_id(message: Message, message_id: str) -> None:
     """Name a message, as Flower's own grids do when they push it."""
     message.metadata.__dict__["_message_id"] = message_id
-
-
-def filled(record: R, items: Mapping[str, object]) -> R:
-    """Fill an empty record with what came out of one, which Flower has checked already."""
-    vars(record)["_data"].update(items)
-    return record
 
 
 def sample_without_copies() -> None:

@@ -14,9 +14,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from simulations.closing import Closing
 from simulations.engines.fork_server import ANSWER, END, FORK, REQUEST
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ LOAD_SECONDS = 180.0
 _ANSWER_SECONDS = 180.0
 
 
-class ForkServer:
+class ForkServer(Closing):
     """The driver's hold on one `fork_server`; the process ends when this is closed or lost.
 
     Parameters
@@ -67,17 +67,6 @@ class ForkServer:
         told = json.dumps(_described(client_app)).encode()
         self._control.sendall(ANSWER.pack(len(told)) + told)
         self._loaded = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def fork(self) -> tuple[int, socket.socket]:
         """Fork a worker; return its process id and the connection to it."""

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from simulations.engines.state_files import MEMORY, has_room, read_file, write_file
+from simulations.engines.state_files import MEMORY, delete_unheld, has_room, read_file, write_file
 
 PREFIX = "fedcompress-held-"
 
@@ -90,7 +90,7 @@ class KeptStates:
         is_memory = MEMORY.is_dir() and os.access(MEMORY, os.W_OK)
         self._parent = MEMORY if is_memory else Path(tempfile.gettempdir())
         self._folder = self._parent / f"{PREFIX}{run}"
-        self._delete_stale()
+        delete_unheld(set(self._parent.glob(PREFIX + "*")) - {self._folder})
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._lock = (self._folder / "lock").open("ab")
         fcntl.flock(self._lock, fcntl.LOCK_SH)
@@ -124,12 +124,3 @@ class KeptStates:
         except OSError:
             pass  # others are at work
         self._lock.close()
-
-    def _delete_stale(self) -> None:
-        for stale in set(self._parent.glob(PREFIX + "*")) - {self._folder}:
-            try:
-                with (stale / "lock").open("rb") as held:
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(stale, ignore_errors=True)
-            except OSError:
-                continue  # in use, just made, or another user's

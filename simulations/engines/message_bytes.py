@@ -17,7 +17,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, Metric
 
 from fedcompress.dense import STYPE as DENSE_STYPE
 from fedcompress.dense import BlockLayout, record_bytes, whole_block
-from simulations.engines.flower_internals import MAX_CHUNK_BYTES, build_message
+from fedcompress.flower_adapter import message_of
+from simulations.engines.flower_internals import MAX_CHUNK_BYTES
 
 _ID = "0" * 64
 _INT64_MAX = (1 << 63) - 1
@@ -58,7 +59,7 @@ def payload_bytes(content: RecordDict) -> int:
 def message_bytes(message: Message) -> int:
     """Count the bytes of all objects of one message, of which nothing is kept."""
     if not message.has_content():
-        return len(build_message(message.metadata, None, message.error).deflate())
+        return len(message_of(message.metadata, None, message.error).deflate())
     return _alone(message.metadata) + content_bytes(message.content)
 
 
@@ -232,7 +233,7 @@ def _alone(metadata: Metadata) -> int:
         *(metadata.src_task_id, metadata.dst_task_id),
     )
     if kind not in _message_bytes:
-        return _remembered(_message_bytes, kind, build_message(metadata, RecordDict()))
+        return _remembered(_message_bytes, kind, message_of(metadata, RecordDict()))
     return _message_bytes[kind]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Metadata, MetricRecord, RecordDict
 
 from fedcompress.dense import plain_array
+from fedcompress.flower_adapter import filled
 from fedcompress.partial import hollow_record, is_hollow_record
 from simulations.engines.channel import Part
-from simulations.engines.flower_internals import filled
 
 Json = Any  # what `json` writes and reads
 Record = ArrayRecord | MetricRecord | ConfigRecord

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from flwr.app import Error, Message
 
+from fedcompress.flower_adapter import message_of
 from simulations.engines import frames
 from simulations.engines.client_call import Setting
 from simulations.engines.faults import EngineGoneError, Fault, Outcome
-from simulations.engines.flower_internals import CLIENT_CRASHED, build_message, set_message_id
+from simulations.engines.flower_internals import CLIENT_CRASHED, set_message_id
 from simulations.engines.held_states import HeldStates
 from simulations.engines.packing import (
     Json,
@@ -221,7 +222,7 @@ class Round:
 
     def _unpack(self, worker: int, row: list[Json], unpacker: Unpacker) -> Answer:
         position, metadata, content, error, compute_seconds, failure, state, began, seconds = row
-        reply = build_message(
+        reply = message_of(
             unpack_metadata(metadata),
             None if content is None else unpacker.content(content),
             None if error is None else Error(*error),

@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -203,14 +203,19 @@ def _size_of(folder: Path) -> int:
 
 def own_folder(parent: Path, prefix: str) -> tuple[Path, IO[bytes]]:
     """Make a folder that is held by a lock, and delete those whose process was killed."""
-    for stale in parent.glob(prefix + "*"):
+    delete_unheld(parent.glob(prefix + "*"))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    lock = (folder / "lock").open("wb")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
+
+
+def delete_unheld(folders: Iterable[Path]) -> None:
+    """Delete folders whose lock nobody holds."""
+    for stale in folders:
         try:
             with (stale / "lock").open("rb") as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(stale, ignore_errors=True)
         except OSError:
             continue  # in use, just made, or another user's
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    lock = (folder / "lock").open("wb")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return folder, lock

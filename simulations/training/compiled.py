@@ -60,10 +60,10 @@ def train_compiled(
     otherwise. The result does not depend on what else is trained.
     """
     from simulations.training.dense_kernel import train_dense
-    from simulations.training.kernel_parts import OPTIMIZERS
 
     plan = _plan_of(model)
     pixels, targets, scale, shift = stored_arrays(data)
+    weights_at, biases_at, sizes, activations = plan.layout
     loss = train_dense(
         plan.values,
         pixels,
@@ -73,19 +73,13 @@ def train_compiled(
         options.batch_size,
         scale,
         shift,
-        *plan.layout,
-        OPTIMIZERS[options.optimizer],
-        np.float32(options.learning_rate),
-        np.float32(options.momentum),
-        np.float32(options.weight_decay),
-        np.float32(options.proximal_mu),
+        weights_at,
+        biases_at,
+        sizes,
+        activations,
+        *optimizer_numbers(options),
     )
-    if loss < 0:
-        raise IndexError(f"a target is no class of the model, which has {plan.layout[2][-1]}")
-    if not model.training:
-        model.train()
-    steps = options.local_epochs * -(-len(rows) // options.batch_size)
-    return LocalResult(float(loss), len(rows), steps)
+    return finished(model, loss, len(rows), sizes[-1], options)
 
 
 def ordered(rows: Array, options: TrainingOptions, rng: np.random.Generator) -> Array:
@@ -94,6 +88,39 @@ def ordered(rows: Array, options: TrainingOptions, rng: np.random.Generator) -> 
     orders = [rng.permutation(rows) for _ in range(options.local_epochs)]
     order = orders[0] if len(orders) == 1 else np.concatenate(orders)
     return order.astype(np.int64, copy=False)
+
+
+def optimizer_numbers(
+    options: TrainingOptions,
+) -> tuple[int, np.float32, np.float32, np.float32, np.float32]:
+    """Give what compiled loops take last: the optimiser and its settings."""
+    from simulations.training.kernel_parts import OPTIMIZERS
+
+    return (
+        OPTIMIZERS[options.optimizer],
+        np.float32(options.learning_rate),
+        np.float32(options.momentum),
+        np.float32(options.weight_decay),
+        np.float32(options.proximal_mu),
+    )
+
+
+def finished(
+    model: nn.Module, loss: float, samples: int, classes: int, options: TrainingOptions
+) -> LocalResult:
+    """Leave a model as training does, and give the result of a loop that gave this loss.
+
+    Raises
+    ------
+    IndexError
+        If the loss is negative: a target was no class of the model.
+    """
+    if loss < 0:
+        raise IndexError(f"a target is no class of the model, which has {classes}")
+    if not model.training:
+        model.train()
+    steps = options.local_epochs * -(-samples // options.batch_size)
+    return LocalResult(float(loss), samples, steps)
 
 
 def _plan_of(model: nn.Module) -> _Plan:

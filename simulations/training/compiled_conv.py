@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from simulations.data import FederatedData
-from simulations.training.compiled import ordered, stored_arrays
+from simulations.training.compiled import finished, optimizer_numbers, ordered, stored_arrays
 from simulations.training.conv import conv_stack
 from simulations.training.conv_memory import ConvMemory, image_sizes, lay_out
 from simulations.training.flat import FlatParameters, flat_parameters
@@ -58,7 +58,6 @@ def train_compiled_conv(
     otherwise. The result does not depend on what else is trained.
     """
     from simulations.training.conv_kernel import train_conv
-    from simulations.training.kernel_parts import OPTIMIZERS
 
     plan = _plan_of(model, data, min(options.batch_size, len(rows)))
     pixels, targets, scale, shift = stored_arrays(data)
@@ -79,19 +78,9 @@ def train_compiled_conv(
         room.change,
         room.scratch,
         room.below,
-        OPTIMIZERS[options.optimizer],
-        np.float32(options.learning_rate),
-        np.float32(options.momentum),
-        np.float32(options.weight_decay),
-        np.float32(options.proximal_mu),
+        *optimizer_numbers(options),
     )
-    if loss < 0:
-        classes = room.dense[-1, 0]
-        raise IndexError(f"a target is no class of the model, which has {classes}")
-    if not model.training:
-        model.train()
-    steps = options.local_epochs * -(-len(rows) // options.batch_size)
-    return LocalResult(float(loss), len(rows), steps)
+    return finished(model, loss, len(rows), room.dense[-1, 0], options)
 
 
 def _plan_of(model: nn.Module, data: FederatedData, samples: int) -> _Plan:

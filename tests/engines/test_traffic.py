@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.dense import dense_record
+from fedcompress.flower_adapter import message_of
 from simulations.engines import LocalGrid
-from simulations.engines.flower_internals import MAX_CHUNK_BYTES, build_message
+from simulations.engines.flower_internals import MAX_CHUNK_BYTES
 from simulations.engines.message_bytes import Meter, message_bytes
 from simulations.traffic import MeasuredGrid
 
@@ -135,7 +136,7 @@ def test_any_message_weighs_what_flower_sends(
     numbers: tuple[float, float],
 ) -> None:
     metadata = Metadata(7, "", *nodes, *texts, *numbers, "train")
-    message = build_message(metadata, RecordDict(dict(held)))
+    message = message_of(metadata, RecordDict(dict(held)))
     counted = Meter().bytes_of(message)
     assert counted == pushed_bytes(message)
     assert Meter().bytes_of(message) == counted
@@ -167,6 +168,6 @@ def test_arrays_whose_bytes_are_not_made_weigh_what_flower_sends(records: int, a
         for given_records in (late, plain):
             content = RecordDict({f"r{i}": r for i, r in enumerate(given_records)})
             content["metrics"] = metrics
-            message = build_message(Metadata(7, "", 1, 2, "", "g", 1.0, 2.0, "train"), content)
+            message = message_of(Metadata(7, "", 1, 2, "", "g", 1.0, 2.0, "train"), content)
             sizes += [message_bytes(message), message_bytes(message), Meter().bytes_of(message)]
         assert set(sizes) == {pushed_bytes(message)}

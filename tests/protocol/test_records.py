@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedcompress.flower_adapter import config_of, content_of
+from fedcompress.flower_adapter import filled
 
 
 def test_records_are_those_of_flower() -> None:
     values = {"spec": "raw()", "round": 3, "share": 0.5, "is": True, "many": [1, 2], "raw": b"\0"}
-    assert config_of(values) == ConfigRecord(values)
-    assert vars(config_of(values)).keys() == vars(ConfigRecord(values)).keys()
+    assert filled(ConfigRecord(), values) == ConfigRecord(values)
+    assert vars(filled(ConfigRecord(), values)).keys() == vars(ConfigRecord(values)).keys()
     records = {
         "arrays": ArrayRecord(),
         "metrics": MetricRecord({"loss": 1.0}),
         "config": ConfigRecord(values),
     }
-    made = content_of(records)
+    made = filled(RecordDict(), records)
     assert made == RecordDict(records)
     assert list(made) == list(records)
     assert made["config"] is records["config"]
