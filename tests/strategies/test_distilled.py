@@ -272,6 +272,14 @@ def test_the_wrong_order_is_refused(toys, digits):
     Compressed(Distilled(FedAvg(), **settings), uplink="raw()")
 
 
+def test_models_of_another_layout_cannot_teach(toys, digits):
+    class Packing(FedAvg):
+        sends_own_arrays = True
+
+    with pytest.raises(ConfigError, match=r"Packing inside sends .* write Packing\(Distilled\("):
+        Distilled(Packing(), model=toys.mlp, proxy=digits["proxy"])
+
+
 def test_a_privacy_guarantee_that_would_not_hold_is_warned_of(toys, digits, caplog):
     private = DifferentialPrivacyServerSideFixedClipping(FedAvg(), 1.0, 1.0, 2)
     with caplog.at_level(logging.WARNING):
