@@ -116,7 +116,8 @@ def _train(
     )
     state = load_state(context, compressor, update, settings)
     payload, state = compressor.encode(update, state, rng)
-    save_state(context, compressor, update, state, server_round)
+    group = str(settings.get(protocol.GROUP_KEY, ""))
+    save_state(context, compressor, update, state, server_round, group)
     own = {
         protocol.ROUND_KEY: server_round,
         protocol.ENCODE_SECONDS_KEY: time.perf_counter() - started,

@@ -105,7 +105,7 @@ def test_shared_files_go_with_the_last_state_that_needs_them() -> None:
             there = list(files._memory.glob("shared-*"))
             assert in_use <= len(there) <= in_use + version + 1
         if files._memory != files._disk:
-            uncommitted = {x for x in there if x not in files._holders}
+            uncommitted = {x for x in there if str(x) not in files._holders}
             stored = [x for x in files._memory.iterdir() if x not in uncommitted]
             assert files.memory_bytes == sum(x.stat().st_size for x in stored)
         files.clear()
