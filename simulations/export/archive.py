@@ -209,7 +209,7 @@ def _read_head(packed: memoryview) -> Head:
     if not isinstance(values, dict) or not names <= values.keys():
         raise PayloadError(f"archive: its head lacks one of {', '.join(sorted(names))}")
     head = Head(**{name: values[name] for name in names})
-    if not isinstance(head.spec, str) or not isinstance(head.arrays, list):
+    if type(values["spec"]) is not str or type(values["arrays"]) is not list:
         raise PayloadError("archive: its head says no spec or no arrays; it is damaged")
     return head
 

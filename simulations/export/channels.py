@@ -11,6 +11,8 @@ from fedcompress.errors import ConfigError
 from simulations.export.importance import weight_scores
 from simulations.export.installed import check_installed
 from simulations.export.recurrent import has_units, prune_units
+from simulations.export.resized import with_arrays
+from simulations.models.transformer import HEAD_SIZE, Attention
 
 _ROUND_TO = 8  # channels: what kernels work on at once
 
@@ -60,6 +62,7 @@ def prune_channels(
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             parameter.copy_(scores[name])
+    heads = _heads(twin)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' own, of shapes that they only look at
         pruner = torch_pruning.pruner.BasePruner(
@@ -70,10 +73,13 @@ def prune_channels(
             ignored_layers=_kept_whole(twin),
             round_to=_round_to(twin, ratio),
             root_module_types=[nn.Conv2d, nn.Linear],
+            num_heads=heads,
+            prune_num_heads=True,
+            prune_head_dims=False,
+            head_pruning_ratio=_share_of_heads(max(heads.values(), default=0), ratio),
             # Its defaults are shared between calls.
             in_channel_groups={},
             out_channel_groups={},
-            num_heads={},
         )
         pruner.step()
         _repeat(torch_pruning, pruned, example, pruner.pruning_history())
@@ -82,7 +88,8 @@ def prune_channels(
             f"export: no layer is wide enough to remove {ratio:g} of its rows; "
             "prune entries, or a model of more channels"
         )
-    return pruned.train(model.training)
+    # As newly built: the pruner leaves kernels in another order of memory.
+    return with_arrays(model, pruned.state_dict())
 
 
 def _repeat(torch_pruning: Any, model: nn.Module, example: Tensor, history: Any) -> None:  # noqa: ANN401
@@ -93,6 +100,22 @@ def _repeat(torch_pruning: Any, model: nn.Module, example: Tensor, history: Any)
 def _kept_whole(model: nn.Module) -> list[nn.Module]:
     dense = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return [*dense[-1:], *(m for m in model.modules() if isinstance(m, nn.Embedding))]
+
+
+def _heads(model: nn.Module) -> dict[nn.Module, int]:
+    """Count the heads of each layer of queries, keys and values."""
+    return {
+        layer: layer.out_features // HEAD_SIZE
+        for module in model.modules()
+        if isinstance(module, Attention)
+        for layer in (module.query, module.key, module.value)
+    }
+
+
+def _share_of_heads(heads: int, ratio: float) -> float:
+    """Give the share at which the pruner, which rounds up, leaves as many as it should."""
+    removed = heads - max(1, int(heads * (1 - ratio)))
+    return (removed - 0.5) / heads if removed > 0 else 0.0
 
 
 def _round_to(model: nn.Module, ratio: float) -> int:

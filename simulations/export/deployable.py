@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from fedcompress import rng_for
 from fedcompress.checks import near
 from fedcompress.errors import ConfigError
-from fedcompress.resize import fit_to
-from simulations.cell import Cell, ModelSettings, StudentSettings
+from simulations.cell import Cell
 from simulations.data import FederatedData
+from simulations.export.resized import with_arrays
 from simulations.materials import Materials, materials_of
-from simulations.models import load_arrays
+from simulations.model_settings import ModelSettings
 from simulations.records import read_json
+from simulations.strategy_settings import StudentSettings
 
 Which = Literal["global", "student"]
 _FILES: Mapping[Which, str] = {"global": "model.safetensors", "student": "student.safetensors"}
@@ -146,14 +147,6 @@ def read_cell(path: Path, data_dir: str | None = None) -> Cell:
     if data_dir is not None:
         values["data"] = {**values.get("data", {}), "data_dir": data_dir}
     return Cell.checked(values, str(path / "cell.json"))
-
-
-def with_arrays(model: nn.Module, arrays: Mapping[str, Any]) -> nn.Module:
-    """Give the model with these arrays in it, its layers as large as they are."""
-    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    resized = fit_to(model, shapes)
-    load_arrays(resized, arrays)
-    return resized
 
 
 def _settings_of(cell: Cell, path: Path, which: Which) -> ModelSettings | StudentSettings:

@@ -59,7 +59,7 @@ def _squared_mean(model: nn.Module, inputs: Tensor) -> Mapping[str, Tensor]:
 
 def _mean_square(model: nn.Module, inputs: Tensor) -> Mapping[str, Tensor]:
     total: dict[str, Tensor] = {}
-    for row in inputs.split(1):
+    for row in torch.split(inputs, 1):
         for name, gradient in _gradients(model, row).items():
             total[name] = total.get(name, 0) + gradient.square() / len(inputs)
     return total
@@ -70,9 +70,10 @@ def _gradients(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     logits = model(inputs)
     loss = F.cross_entropy(logits, logits.detach().argmax(-1))
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    found: list[Tensor | None] = list(gradients)
     return {
         name: gradient
-        for name, gradient in zip(parameters, gradients, strict=True)
+        for name, gradient in zip(parameters, found, strict=True)
         if gradient is not None
     }
 

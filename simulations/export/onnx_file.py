@@ -143,7 +143,7 @@ def _reader(calibration: Tensor) -> Any:  # noqa: ANN401
         """Hands out the calibration rows, batch by batch."""
 
         def __init__(self) -> None:
-            self._batches = iter(calibration.split(_CALIBRATION_BATCH))
+            self._batches = iter(torch.split(calibration, _CALIBRATION_BATCH))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             """Give the next batch, None at the end."""

@@ -22,16 +22,19 @@ from simulations.models import build_model
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 CHARACTERS = torch.randint(0, 40, (6, 12), generator=torch.Generator().manual_seed(0))
+WIDTHS = {"conv4": 0.25}
 
 
 def model_named(name: str) -> tuple[nn.Module, torch.Tensor]:
     """Build a model, and inputs that it takes."""
-    if name == "lstm":
-        return build_model(name, (12,), 40, seed=0, hidden=(32, 32)).eval(), CHARACTERS
-    return build_model(name, (1, 8, 8), 10, seed=0, hidden=(48, 32)).eval(), IMAGES
+    if name in ("lstm", "transformer"):
+        return build_model(name, (12,), 40, seed=0, hidden=(64, 64)).eval(), CHARACTERS
+    return build_model(
+        name, (1, 8, 8), 10, seed=0, hidden=(48, 32), width=WIDTHS.get(name, 1.0)
+    ).eval(), IMAGES
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet", "resnet", "lstm"])
+@pytest.mark.parametrize("name", ["mlp", "lenet", "resnet", "conv4", "lstm", "transformer"])
 @pytest.mark.parametrize("importance", ["magnitude", "taylor", "fisher"])
 def test_half_of_the_rows_are_removed(name: str, importance: str) -> None:
     pytest.importorskip("torch_pruning")
@@ -45,7 +48,7 @@ def test_half_of_the_rows_are_removed(name: str, importance: str) -> None:
         assert torch.equal(value, before[key]), key
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet", "resnet", "lstm"])
+@pytest.mark.parametrize("name", ["mlp", "lenet", "resnet", "conv4", "lstm", "transformer"])
 def test_shapes_alone_rebuild_a_pruned_model(name: str) -> None:
     pytest.importorskip("torch_pruning")
     model, inputs = model_named(name)
@@ -86,11 +89,11 @@ def test_units_that_nothing_reads_go_first() -> None:
         ):
             weight[:, 1::2] = 0
         for weight in (model.lstm.weight_ih_l0, model.lstm.weight_hh_l0):
-            weight.view(4, 32, -1)[:, 1::2] *= 1e-3
+            weight.view(4, 64, -1)[:, 1::2] *= 1e-3
         for weight in (model.lstm.weight_ih_l1, model.lstm.weight_hh_l1):
-            weight.view(4, 32, -1)[:, 1::2] *= 1e-3
+            weight.view(4, 64, -1)[:, 1::2] *= 1e-3
     pruned = prune_units(model, 0.5, weight_scores(model, "magnitude", inputs))
-    assert pruned.lstm.hidden_size == 16
+    assert pruned.lstm.hidden_size == 32
     torch.testing.assert_close(pruned(inputs), model(inputs), rtol=1e-5, atol=1e-6)
 
 
