@@ -64,7 +64,7 @@ MISTAKES: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "said"), MISTAKES, ids=lambda x: " ".join(x)[:40])
+@pytest.mark.parametrize(("arguments", "said"), MISTAKES, ids=str)
 def test_a_mistake_ends_with_one_line(
     arguments: list[str],
     said: str,

@@ -152,7 +152,7 @@ assert "fedcompress" not in sys.modules and w.shape == (32, 1, 5, 5), w.shape
     subprocess.run(command, check=True, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("share", [2, 6, 20])
+@pytest.mark.parametrize("share", [2, 4, 8])
 def test_an_archive_meets_its_budget(share: int, student: Deployable, tmp_path: Path) -> None:
     dense = export_model(student, Recipe(), "safetensors", tmp_path / "dense").bytes
     budget = dense // share
