@@ -1,5 +1,6 @@
 """The deployed models of a cell: its own two, and what was exported of them, ready to be run."""
 
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,9 +218,11 @@ def _load_arrays(file: ModelFile, cell: Cell, materials: Materials) -> nn.Module
 
 
 def _load_program(path: Path) -> ExportedProgram:
+    if not zipfile.is_zipfile(path):  # torch would log pages before it raised
+        raise ConfigError("it is damaged (no whole archive); export it again")
     try:
         return torch.export.load(path)
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"it is damaged ({str(error).splitlines()[0]}); export it again"
         ) from error

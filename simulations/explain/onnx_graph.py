@@ -40,7 +40,8 @@ def weights(model: "onnx.ModelProto") -> dict[str, Array]:
     """Give the weights by name, integers as the numbers that they stand for.
 
     An array ``x`` that onnxruntime's tools quantized stands in the file as ``x_quantized`` with
-    its scale and zero point, and is given as ``x``.
+    its scale and zero point, and is given as ``x``. Where they turned a matrix first, it is turned
+    back.
 
     Returns
     -------
@@ -50,15 +51,18 @@ def weights(model: "onnx.ModelProto") -> dict[str, Array]:
     from onnx import numpy_helper
 
     stored = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
-    return {
-        name.removesuffix("_quantized"): values
-        for name in _weight_names(model, stored)
-        if (values := _as_floats(name, stored, _axis(model, name))) is not None
-    }
+    found = {}
+    for name in _weight_names(model, stored):
+        values = _as_floats(name, stored, _axis(model, name))
+        if values is not None:
+            stem = name.removesuffix("_quantized")
+            turned = stem.endswith("_Transposed")
+            found[stem.removesuffix("_Transposed")] = values.T if turned else values
+    return found
 
 
 def _weight_names(model: "onnx.ModelProto", stored: Mapping[str, Array]) -> list[str]:
-    """Names of the arrays that are neither shapes nor scales nor zero points."""
+    """Names of the arrays that are neither shapes nor scales, zero points or other single numbers."""
     of_integers = {
         f"{name.removesuffix('_quantized')}{part}"
         for name in stored
@@ -76,6 +80,7 @@ def _weight_names(model: "onnx.ModelProto", stored: Mapping[str, Array]) -> list
         for name, as_scale in read.items()
         if as_scale
         and not all(as_scale)
+        and stored[name].ndim > 0
         and (stored[name].dtype.kind == "f" or name.endswith("_quantized"))
     ]
 

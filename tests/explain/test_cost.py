@@ -88,9 +88,8 @@ def test_integers_are_read_as_the_numbers_they_stand_for(
     held, own = weights(graph), float_arrays(lenet)
     assert sum(x.size for x in held.values()) == sum(x.size for x in own.values())
     for name, values in own.items():
-        read = held[name] if held[name].shape == values.shape else held[name].T
-        np.testing.assert_allclose(read, values, atol=np.abs(values).max() / 127)
-    assert not np.array_equal(held["conv2.weight"], own["conv2.weight"]) or how == "dynamic"
+        np.testing.assert_allclose(held[name], values, atol=np.abs(values).max() / 127)
+    assert not np.array_equal(held["dense.weight"], own["dense.weight"])
 
 
 def test_integer_kernels_are_named(quantized: Callable[[str], Path], lenet_onnx: Path) -> None:
