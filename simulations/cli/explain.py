@@ -1,8 +1,10 @@
 """What the smaller models of a run cost and why: measured, written to the report, printed."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.status import Status
 
 from fedcompress.errors import ConfigError
 from simulations.cli.results import PIPED_WIDTH
@@ -58,10 +60,7 @@ def explain_command(folder: Path, *, cell: str | None, rows: int) -> None:
 
         load_run(folder)  # a folder that no report can be made of is refused before the work
         for path in cells_to_explain(folder, cell):
-            name = path.name
-            explain_cell(
-                path, most_rows=rows, tell=lambda what, n=name: status.update(f"{n}: {what}")
-            )
+            explain_cell(path, most_rows=rows, tell=_teller(status, path.name))
         status.update("writing the report")
         report = write_report(folder)
         deployment = load_deployment(load_run(folder))
@@ -72,3 +71,7 @@ def explain_command(folder: Path, *, cell: str | None, rows: int) -> None:
         for file, reason in deployment.problems:
             wide.print(f"{file}: {reason}", style="red", markup=False)
     console.print(f"Report: {report}#deployment", soft_wrap=True, highlight=False, markup=False)
+
+
+def _teller(status: Status, name: str) -> Callable[[str], None]:
+    return lambda what: status.update(f"{name}: {what}")

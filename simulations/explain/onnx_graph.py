@@ -62,7 +62,7 @@ def weights(model: "onnx.ModelProto") -> dict[str, Array]:
 
 
 def _weight_names(model: "onnx.ModelProto", stored: Mapping[str, Array]) -> list[str]:
-    """Names of the arrays that are neither shapes nor scales, zero points or other single numbers."""
+    """Names of the arrays that are no shapes, scales, zero points or other single numbers."""
     of_integers = {
         f"{name.removesuffix('_quantized')}{part}"
         for name in stored

@@ -12,6 +12,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from fedcompress.errors import ConfigError
 
@@ -96,12 +97,12 @@ def _kernels(optimised: Path) -> dict[str, int]:
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))
 
 
-def onnx_of(model: nn.Module, rows: Tensor) -> bytes:
+def onnx_of(model: nn.Module | ExportedProgram, rows: Tensor) -> bytes:
     """Write a model of PyTorch as an ONNX graph for any number of rows.
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : torch.nn.Module or torch.export.ExportedProgram
         On a CPU, in evaluation mode.
     rows : torch.Tensor
         A batch of inputs, of more than one row.

@@ -99,7 +99,7 @@ def similarity(maps: Array, dense_maps: Array) -> float | None:
 
 
 def _centred_ranks(maps: Array) -> Array:
-    return rankdata(maps, axis=1) - (maps.shape[1] + 1) / 2
+    return np.asarray(rankdata(maps, axis=1) - (maps.shape[1] + 1) / 2)
 
 
 def _pieces(size: int, most: int) -> list[slice]:

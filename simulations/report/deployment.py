@@ -1,13 +1,13 @@
 """Models for deployment: what `fedcompress explain` measured, as rows over seeds."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import final
 
 import numpy as np
 
 from fedcompress.errors import ConfigError
-from simulations.explain.explained import Explained, Explanation
+from simulations.explain.explained import Explained, Explanation, Latency
 from simulations.report.intervals import mean_and_interval
 from simulations.report.records import read_object
 from simulations.report.run import Run
@@ -102,9 +102,10 @@ class DeployedModel:
         """Bytes of the dense model's file ÷ its own."""
         return self.mean(lambda s: s.dense.file_bytes) / self.mean(lambda s: s.model.file_bytes)
 
-    def faster(self, batch: str) -> float:
-        """Time of the dense model ÷ its own."""
-        return self.mean(lambda s: s.model.latency[batch].speedup)
+    def latency(self, batch: str) -> Latency:
+        """Return the means over seeds for calls of so many rows."""
+        each = [astuple(compared.model.latency[batch]) for compared in self.seeds]
+        return Latency(*(float(mean) for mean in np.mean(each, axis=0)))
 
     @property
     def change(self) -> tuple[float, float]:
@@ -186,10 +187,10 @@ def _texts(model: DeployedModel) -> tuple[str, ...]:
         count_text(parameters),
         f"{100 * model.mean(lambda s: s.model.nonzero) / parameters:.1f}",
         count_text(model.mean(lambda s: s.model.multiply_adds)),
-        number_text(model.mean(lambda s: s.model.latency["1"].cpu_us)),
-        ratio_text(model.faster("1")),
-        number_text(model.mean(lambda s: s.model.latency["64"].cpu_us)),
-        ratio_text(model.faster("64")),
+        number_text(model.latency("1").cpu_us),
+        ratio_text(model.latency("1").speedup),
+        number_text(model.latency("64").cpu_us),
+        ratio_text(model.latency("64").speedup),
         f"{100 * model.mean(lambda s: s.model.accuracy):.2f}",
         _change_text(model),
         f"{100 * model.mean(lambda s: s.model.agreement):.2f}",
@@ -216,7 +217,7 @@ def findings(deployment: Deployment) -> list[dict[str, str]]:
     if not close:
         return []
     smallest = max(close, key=lambda model: model.smaller)
-    fastest = max(close, key=lambda model: model.faster("1"))
+    fastest = max(close, key=lambda model: model.latency("1").speedup)
     lost = f"at most {ACCEPTED_LOSS_POINTS:g} point lost"
     return [
         {
@@ -230,7 +231,7 @@ def findings(deployment: Deployment) -> list[dict[str, str]]:
             (
                 "Fastest at batch 1",
                 fastest,
-                fastest.faster("1"),
+                fastest.latency("1").speedup,
                 "less time than the dense model",
             ),
         )
@@ -241,7 +242,7 @@ def findings(deployment: Deployment) -> list[dict[str, str]]:
 def in_words(model: DeployedModel) -> list[str]:
     """Say what a model saves, what it loses, and where it loses it."""
     differs = 100 * (1 - model.mean(lambda s: s.model.agreement))
-    gained, lost = (model.mean(lambda s, n=n: getattr(s.model, n)) for n in ("gained", "lost"))
+    gained, lost = (model.mean(get) for get in (lambda s: s.model.gained, lambda s: s.model.lost))
     said = [
         f"answers otherwise than the dense model on {differs:.2g} % of the rows: "
         f"{number_text(lost)} rows lost, {number_text(gained)} won"

@@ -1,6 +1,6 @@
 """Deployed models drawn: size, time, classes, calibration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -120,9 +120,9 @@ def _latency_figure(models: Sequence[DeployedModel]) -> Figure:
                     text
                     for b in BATCHES
                     for text in (
-                        number_text(m.mean(lambda s, b=b: s.model.latency[b].cpu_us)),
-                        number_text(m.mean(lambda s, b=b: s.model.latency[b].wall_us)),
-                        ratio_text(m.faster(b)),
+                        number_text(m.latency(b).cpu_us),
+                        number_text(m.latency(b).wall_us),
+                        ratio_text(m.latency(b).speedup),
                     )
                 ),
             )
@@ -137,17 +137,13 @@ def _latency_figure(models: Sequence[DeployedModel]) -> Figure:
 
 def _per_row(model: DeployedModel, batch: str) -> tuple[float, float, float]:
     """Microseconds for a row: median, lower and upper quartile."""
-    rows = int(batch)
-    return (
-        model.mean(lambda s: s.model.latency[batch].cpu_us) / rows,
-        model.mean(lambda s: s.model.latency[batch].cpu_us_low) / rows,
-        model.mean(lambda s: s.model.latency[batch].cpu_us_high) / rows,
-    )
+    rows, call = int(batch), model.latency(batch)
+    return call.cpu_us / rows, call.cpu_us_low / rows, call.cpu_us_high / rows
 
 
 def _per_row_text(model: DeployedModel, batch: str) -> str:
     taken = f"{number_text(_per_row(model, batch)[0])} µs"
-    return taken if model.is_dense else f"{taken} ({ratio_text(model.faster(batch))})"
+    return taken if model.is_dense else f"{taken} ({ratio_text(model.latency(batch).speedup)})"
 
 
 def _draw_latency(axes: Axes, models: Sequence[DeployedModel]) -> None:
@@ -201,7 +197,7 @@ def _draw_classes(
     axes: Axes,
     models: Sequence[DeployedModel],
     names: Sequence[str],
-    changes: dict[str, dict[str, float]],
+    changes: Mapping[str, Mapping[str, float]],
 ) -> None:
     axes.axvline(0, color=MUTED, linewidth=1)
     for model in models:

@@ -230,9 +230,9 @@ def _saliency_figures(deployment: Deployment) -> list[Figure]:
     ]
 
 
-def _map(model: DeployedModel, sample: int, shape: tuple[int, int]) -> NDArray[np.float64]:
+def _map(model: DeployedModel, sample: int, shape: Sequence[int]) -> NDArray[np.float64]:
     falls = np.maximum(np.asarray(model.seeds[0].model.saliency_maps[sample]), 0).reshape(shape)
-    return falls / max(float(falls.max()), 1e-12)
+    return np.asarray(falls / max(float(falls.max()), 1e-12))
 
 
 def _draw_pictures(axes: Axes, explanation: Explanation, models: Sequence[DeployedModel]) -> None:
@@ -242,7 +242,7 @@ def _draw_pictures(axes: Axes, explanation: Explanation, models: Sequence[Deploy
         told = f"{names[sample.label]} → {names[sample.answer]}"
         axes.text(column + 0.5, 0.93, told, ha="center", va="center", fontsize=7.5)
         for row, model in enumerate(models, 1):
-            values = _map(model, column, tuple(sample.shape))
+            values = _map(model, column, sample.shape)
             mosaic(axes, values, (column + 0.08, row + 0.08), (0.84, 0.84), _LOOK_COLOR)
     axes.set_xlim(0, len(explanation.samples))
     axes.set_ylim(len(models) + 1, 0)
@@ -264,7 +264,7 @@ def _draw_texts(axes: Axes, explanation: Explanation, models: Sequence[DeployedM
             axes.text(x, top + 0.5, character, ha="center", va="center", fontsize=5.5)
         ticks.append((top + 0.5, f"{names[sample.label]} → {names[sample.answer]}"))
         for row, model in enumerate(models, 1):
-            values = _map(model, place, tuple(sample.shape))
+            values = _map(model, place, sample.shape)
             mosaic(axes, values, (0.0, top + row + 0.1), (1.0, 0.8), _LOOK_COLOR)
             ticks.append((top + row + 0.5, shortened(model.name, 20)))
     axes.set_xlim(0, 1)
