@@ -30,6 +30,15 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+class Format(StrEnum):
+    """What a model can be written as."""
+
+    onnx = "onnx"
+    safetensors = "safetensors"
+    torch_export = "torch-export"
+    archive = "archive"
+
+
 class Listing(StrEnum):
     """What can be listed."""
 
@@ -193,6 +202,70 @@ def report(
     show_results(folder)
 
 
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    to: Annotated[Format, typer.Option(help="What to write.")],
+    cell: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL-seedK", help="Which cell.", show_default="the only one, if it is"
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="global|student", help="Which of its models.")
+    ] = "global",
+    prune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SHARE",
+            help="0.9 sets nine tenths of the weights to zero; rows:0.5 removes half of all "
+            "filters, rows, heads and units; repeatable.",
+        ),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="int8|int4|codebook", help="How to round weights.")
+    ] = None,
+    tune: Annotated[
+        int, typer.Option(metavar="EPOCHS", help="Tune after each step, on unlabelled rows.")
+    ] = 0,
+    importance: Annotated[
+        str, typer.Option(metavar="magnitude|taylor|fisher", help="What rows are chosen by.")
+    ] = "magnitude",
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Most bytes, as 100kB: prune and round as it takes."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file.", show_default="exports/ of the cell's folder")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of data sets.", show_default="as in the run")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write a trained model for deployment: pruned, quantized, checked in a fresh process.
+
+    RUN is the folder of a run, which was its --out.
+    """
+    from simulations.cli.export import export_command
+
+    export_command(
+        folder,
+        to=to.value,
+        cell=cell,
+        model=model,
+        prune=prune or [],
+        quantize=quantize,
+        tune=tune,
+        importance=importance,
+        budget=budget,
+        out=out,
+        data_dir=data_dir,
+        as_json=as_json,
+    )
+
+
 @app.command(name="explain")
 def explain_(
     folder: Annotated[Path, typer.Argument()],
@@ -203,6 +276,9 @@ def explain_(
     rows: Annotated[
         int, typer.Option(metavar="N", help="Test rows that models answer, at most.")
     ] = 10_000,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of data sets.", show_default="as in the run")
+    ] = None,
 ) -> None:
     """Say what each model file of a run costs and why: size, time, accuracy, calibration, layers.
 
@@ -210,7 +286,7 @@ def explain_(
     """
     from simulations.cli.explain import explain_command
 
-    explain_command(folder, cell=cell, rows=rows)
+    explain_command(folder, cell=cell, rows=rows, data_dir=data_dir)
 
 
 @app.command(name="list")

@@ -31,7 +31,9 @@ CAPTIONS = {
 }
 
 
-def explain_command(folder: Path, *, cell: str | None, rows: int) -> None:
+def explain_command(
+    folder: Path, *, cell: str | None, rows: int, data_dir: Path | None
+) -> None:
     """Measure the deployed models of a run's cells, write the report, and print them.
 
     Parameters
@@ -42,6 +44,8 @@ def explain_command(folder: Path, *, cell: str | None, rows: int) -> None:
         Name of one cell's folder; all finished cells without it.
     rows : int
         Test rows that models answer, at most.
+    data_dir : Path, optional
+        Where data sets lie now, if not where they lay.
 
     Raises
     ------
@@ -60,7 +64,12 @@ def explain_command(folder: Path, *, cell: str | None, rows: int) -> None:
 
         load_run(folder)  # a folder that no report can be made of is refused before the work
         for path in cells_to_explain(folder, cell):
-            explain_cell(path, most_rows=rows, tell=_teller(status, path.name))
+            explain_cell(
+                path,
+                most_rows=rows,
+                data_dir=None if data_dir is None else str(data_dir),
+                tell=_teller(status, path.name),
+            )
         status.update("writing the report")
         report = write_report(folder)
         deployment = load_deployment(load_run(folder))

@@ -9,15 +9,15 @@ from typing import Any, final
 import numpy as np
 
 from fedcompress.errors import ConfigError, FedcompressError
-from simulations.cell import Cell
 from simulations.explain.answered import SHOWN_SAMPLES, Rows, rows_to_answer
 from simulations.explain.deployed import Deployed, model_files, read_deployed
 from simulations.explain.explained import BATCHES, Explained, Explanation, LayerFacts, Problem
 from simulations.explain.latency import Measured, interleaved
 from simulations.explain.layers import layer_facts
 from simulations.explain.predictions import compare
-from simulations.explain.runtime import check_installed
 from simulations.explain.saliency import occlusion_maps, similarity
+from simulations.export.deployable import read_cell
+from simulations.export.installed import check_installed
 from simulations.materials import materials_of
 from simulations.provenance import machine
 from simulations.records import read_json, write_json
@@ -60,6 +60,7 @@ def explain_cell(
     cell_path: Path,
     *,
     most_rows: int = MOST_ROWS,
+    data_dir: str | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Explanation:
     """Measure the deployed models of a finished cell and write them to its `explain.json`.
@@ -72,6 +73,8 @@ def explain_cell(
         Folder of the cell.
     most_rows : int
         Test rows that models answer, at most.
+    data_dir : str, optional
+        Folder of data sets, where they lie elsewhere now than when the run was made.
     tell : callable
         Told what is being done.
 
@@ -82,8 +85,8 @@ def explain_cell(
     OSError
         If the file cannot be written.
     """
-    check_installed()
-    cell = Cell.checked(read_json(cell_path / "cell.json") or {}, str(cell_path / "cell.json"))
+    check_installed("onnx", "onnxscript", "onnxruntime")
+    cell = read_cell(cell_path, data_dir)
     materials = materials_of(cell)
     rows = rows_to_answer(materials.data, most_rows, cell.seed)
     models: list[Deployed] = []

@@ -1,4 +1,4 @@
-"""What a model of PyTorch holds and computes: weights and multiply-adds."""
+"""What a model of PyTorch computes: multiply-adds."""
 
 import warnings
 
@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from simulations.models import model_arrays
-from simulations.models.arrays import Array
 
 
 def multiply_adds(model: nn.Module, row: Tensor) -> int:
@@ -35,17 +33,3 @@ def multiply_adds(model: nn.Module, row: Tensor) -> int:
     ):
         model(row)
     return int(counter.get_total_flops()) // 2
-
-
-def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """Count parameters, and those that are not 0."""
-    with torch.no_grad():
-        return (
-            sum(p.numel() for p in model.parameters()),
-            sum(int(torch.count_nonzero(p)) for p in model.parameters()),
-        )
-
-
-def float_arrays(model: nn.Module) -> dict[str, Array]:
-    """Give a model's float arrays by name."""
-    return {name: x for name, x in model_arrays(model).items() if x.dtype.kind == "f"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import safetensors.numpy
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -15,22 +15,20 @@ from torch.export import ExportedProgram
 
 from fedcompress.errors import ConfigError
 from simulations.cell import Cell
-from simulations.explain.cost import float_arrays, multiply_adds, parameter_counts
-from simulations.explain.onnx_graph import multiply_adds as graph_multiply_adds
-from simulations.explain.onnx_graph import weights
+from simulations.explain.cost import multiply_adds
+from simulations.explain.onnx_graph import GraphFacts
 from simulations.explain.runtime import Graph, onnx_of
+from simulations.export.archive import load_archive
+from simulations.export.levels import restored_arrays
+from simulations.export.recipe import FORMATS
+from simulations.export.resized import with_arrays
 from simulations.materials import Materials
-from simulations.models import load_arrays
+from simulations.models.arrays import state_of
 from simulations.records import read_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BATCH = 128
-
-KINDS: Mapping[str, str] = {
-    ".onnx": "onnx",
-    ".safetensors": "safetensors",
-    ".pt2": "torch-export",
-}
+KINDS = {ending: kind for kind, ending in FORMATS.items()}
 """What an exported file is, by the ending of its name."""
 
 
@@ -67,16 +65,16 @@ class Deployed:
     file : ModelFile
         Where it is from.
     predict : callable
-        Inputs to logits, as the file's own runtime computes them.
+        Inputs to logits, any number of rows, as the file's own runtime computes them.
     graph : Graph
         The same model in onnxruntime, for times that compare models and not runtimes.
-    content : bytes
-        That graph's file.
     arrays : dict of str to ndarray
         Its weights as floats.
     graph_arrays : dict of str to ndarray
         Those of the graph, which may be folded and named otherwise.
-    parameters, nonzero, multiply_adds : int
+    parameters : int
+        Weights, without the statistics of normalisation layers where they are told apart.
+    nonzero, multiply_adds : int
         As in `Explained`.
     """
 
@@ -111,13 +109,14 @@ def model_files(cell_path: Path) -> list[ModelFile]:
 
 
 def _exported(path: Path) -> ModelFile:
-    told = read_json(path.with_suffix(".json")) or read_json(Path(f"{path}.json")) or {}
-    recipe, verified = told.get("recipe"), told.get("verified")
+    told = read_json(path.with_name(f"{path.name}.json")) or {}
+    made_from, recipe, verified = (told.get(key) for key in ("model", "recipe", "verified"))
+    which = made_from.get("which") if isinstance(made_from, Mapping) else made_from
     return ModelFile(
         path=path,
         name=path.name,
         kind=KINDS[path.suffix],
-        origin=str(told.get("model", "global")),
+        origin="student" if which == "student" else "global",
         recipe=recipe if isinstance(recipe, Mapping) else {},
         verified=None if verified is None else bool(verified),
     )
@@ -139,27 +138,31 @@ def read_deployed(file: ModelFile, cell: Cell, materials: Materials, inputs: Arr
 
     Raises
     ------
-    ConfigError
+    FedcompressError
         If the file is damaged, or holds another model than its cell's.
     """
-    if file.kind == "onnx":
-        return _read_onnx(file, inputs)
     rows = torch.from_numpy(inputs)
+    if file.kind == "onnx":
+        return _of_graph(file, inputs)
+    if file.kind == "archive":
+        model = load_archive(file.path)
+        return _of_module(file, model, model, rows, state_of(model))
+    built = _built(file, cell, materials)
     if file.kind == "torch-export":
         program = _load_program(file.path)
-        model: nn.Module = program.module()
-        return _of_module(file, model, onnx_of(program, rows), rows)
-    model = _load_arrays(file, cell, materials).eval()
-    return _of_module(file, model, onnx_of(model, rows), rows)
+        held = _Held(program.module())
+        # Its stored arrays are levels where weights are quantized, with no dots in their names.
+        stored = {name.replace("__", "."): x for name, x in program.state_dict.items()}
+        return _of_module(file, held, built, rows, restored_arrays(stored))
+    model = with_arrays(built, _read_arrays(file.path)).eval()
+    return _of_module(file, model, model, rows, state_of(model))
 
 
-def _read_onnx(file: ModelFile, inputs: Array) -> Deployed:
-    import onnx
-
+def _of_graph(file: ModelFile, inputs: Array) -> Deployed:
     content = file.path.read_bytes()
     graph = Graph(content)
-    model = onnx.load_from_string(content)
-    arrays = weights(model)
+    facts = GraphFacts(content, inputs[:1])
+    arrays = facts.weights()
     return Deployed(
         file=file,
         predict=in_batches(graph),
@@ -168,14 +171,21 @@ def _read_onnx(file: ModelFile, inputs: Array) -> Deployed:
         graph_arrays=arrays,
         parameters=sum(x.size for x in arrays.values()),
         nonzero=sum(int(np.count_nonzero(x)) for x in arrays.values()),
-        multiply_adds=graph_multiply_adds(model, inputs[:1]),
+        multiply_adds=facts.multiply_adds(),
     )
 
 
-def _of_module(file: ModelFile, model: nn.Module, content: bytes, rows: Tensor) -> Deployed:
-    import onnx
-
-    parameters, nonzero = parameter_counts(model)
+def _of_module(
+    file: ModelFile,
+    model: nn.Module,
+    built: nn.Module,
+    rows: Tensor,
+    stored: Mapping[str, Tensor],
+) -> Deployed:
+    content = onnx_of(model, rows)
+    arrays = {name: x.detach().numpy() for name, x in stored.items() if x.is_floating_point()}
+    names = {name for name, _ in built.named_parameters()}
+    weights = [x for name, x in arrays.items() if name in names]
 
     def predict(inputs: Array) -> Array:
         with torch.inference_mode():
@@ -185,10 +195,10 @@ def _of_module(file: ModelFile, model: nn.Module, content: bytes, rows: Tensor) 
         file=file,
         predict=in_batches(predict),
         graph=Graph(content),
-        arrays=float_arrays(model),
-        graph_arrays=weights(onnx.load_from_string(content)),
-        parameters=parameters,
-        nonzero=nonzero,
+        arrays=arrays,
+        graph_arrays=GraphFacts(content, rows[:1].numpy()).weights(),
+        parameters=sum(x.size for x in weights),
+        nonzero=sum(int(np.count_nonzero(x)) for x in weights),
         multiply_adds=multiply_adds(model, rows[:1]),
     )
 
@@ -203,18 +213,20 @@ def in_batches(predict: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return predict_all
 
 
-def _load_arrays(file: ModelFile, cell: Cell, materials: Materials) -> nn.Module:
-    try:
-        arrays = safetensors.numpy.load_file(file.path)
-    except (SafetensorError, ValueError) as error:
-        raise ConfigError(f"it is damaged ({error}); export it again") from error
-    student = cell.strategy.student
-    if file.origin == "student" and student is None:
+def _built(file: ModelFile, cell: Cell, materials: Materials) -> nn.Module:
+    """Build the model that a file was made from, as it was before it was pruned."""
+    if file.origin == "global":
+        return materials.new_model(cell.model, cell.seed)
+    if cell.strategy.student is None:
         raise ConfigError(f"it is of a student, and strategy {cell.label!r} has none")
-    settings = student if file.origin == "student" and student is not None else cell.model
-    model = materials.new_model(settings, cell.seed)
-    load_arrays(model, arrays)
-    return model
+    return materials.new_model(cell.strategy.student, cell.seed)
+
+
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    try:
+        return restored_arrays(safetensors.torch.load_file(path))
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"it is damaged ({error}); write it again") from error
 
 
 def _load_program(path: Path) -> ExportedProgram:
@@ -223,6 +235,19 @@ def _load_program(path: Path) -> ExportedProgram:
     try:
         return torch.export.load(path)
     except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            f"it is damaged ({str(error).splitlines()[0]}); export it again"
-        ) from error
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise ConfigError(f"it is damaged ({reason}); export it again") from error
+
+
+@final
+class _Held(nn.Module):
+    """A program of ``torch.export``, which refuses to be put into evaluation mode: it is in it."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self._program = [program]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs to logits."""
+        logits: Tensor = self._program[0](x)
+        return logits

@@ -1,19 +1,19 @@
-"""What an ONNX file holds and computes: weights, also of integers, and multiply-adds."""
+"""What an ONNX file holds and computes: weights, also of few bits, and multiply-adds."""
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, final
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import onnx
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Shape = tuple[int, ...]
 
-# Where the weights of each operation stand among its inputs: one for the filters of a convolution
-# and the left side of a product, two for the input's and the state's weights of recurrent layers.
+# onnx has no types of its own for what protobuf makes.
+Model = Any
+Node = Any
+
+# Where the filters of a convolution stand among its inputs.
 _CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
 _PRODUCTS = {
     "Gemm",
@@ -27,146 +27,137 @@ _PRODUCTS = {
     "DynamicQuantizeMatMul",
 }
 _RECURRENT = {"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"}
-# Of operations that onnx does not know: inputs that say how integers are to be read.
-_SCALES = {
-    "DynamicQuantizeLSTM": {8, 9, 10, 11},
-    "DynamicQuantizeMatMul": {2, 3},
-    "MatMulIntegerToFloat": {2, 3, 4, 5},
-    "QGemm": {1, 2, 4, 5, 7, 8},
-}
+_SCALE_PARTS = ("_scale", "_zero_point")
 
 
-def weights(model: "onnx.ModelProto") -> dict[str, Array]:
-    """Give the weights by name, integers as the numbers that they stand for.
+@final
+class GraphFacts:
+    """Weights and cost of a graph, found by running it on one row.
 
-    An array ``x`` that onnxruntime's tools quantized stands in the file as ``x_quantized`` with
-    its scale and zero point, and is given as ``x``. Where they turned a matrix first, it is turned
-    back.
-
-    Returns
-    -------
-    dict of str to ndarray
-        float32.
-    """
-    from onnx import numpy_helper
-
-    stored = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
-    found = {}
-    for name in _weight_names(model, stored):
-        values = _as_floats(name, stored, _axis(model, name))
-        if values is not None:
-            stem = name.removesuffix("_quantized")
-            turned = stem.endswith("_Transposed")
-            found[stem.removesuffix("_Transposed")] = values.T if turned else values
-    return found
-
-
-def _weight_names(model: "onnx.ModelProto", stored: Mapping[str, Array]) -> list[str]:
-    """Names of the arrays that are no shapes, scales, zero points or other single numbers."""
-    of_integers = {
-        f"{name.removesuffix('_quantized')}{part}"
-        for name in stored
-        if name.endswith("_quantized")
-        for part in ("_scale", "_zero_point")
-    }  # a scale may also be a factor of the product
-    read: dict[str, list[bool]] = {name: [] for name in stored if name not in of_integers}
-    for node in model.graph.node:
-        scales = _scale_places(node)
-        for place, name in enumerate(node.input):
-            if name in read:
-                read[name].append(place in scales)
-    return [
-        name
-        for name, as_scale in read.items()
-        if as_scale
-        and not all(as_scale)
-        and stored[name].ndim > 0
-        and (stored[name].dtype.kind == "f" or name.endswith("_quantized"))
-    ]
-
-
-def _scale_places(node: "onnx.NodeProto") -> set[int]:
-    from onnx import defs
-
-    if node.domain not in ("", "ai.onnx"):
-        return _SCALES.get(node.op_type, set())
-    if not defs.has(node.op_type, node.domain):
-        return set()
-    inputs = defs.get_schema(node.op_type, node.domain).inputs
-    return {
-        place for place, each in enumerate(inputs) if each.name.endswith(("scale", "zero_point"))
-    }
-
-
-def _as_floats(name: str, stored: Mapping[str, Array], axis: int | None) -> Array | None:
-    values = stored[name]
-    if values.dtype.kind == "f":
-        return values.astype(np.float32)
-    stem = name.removesuffix("_quantized")
-    for prefix in (name, stem):  # biases, then weights
-        scale, zero = stored.get(f"{prefix}_scale"), stored.get(f"{prefix}_zero_point")
-        if scale is not None:
-            zero = np.zeros(1, np.int32) if zero is None else zero.astype(np.int32)
-            scale, zero = (_along(x, values.shape, axis) for x in (scale, zero))
-            return np.asarray((values.astype(np.int32) - zero) * scale, dtype=np.float32)
-    return None
-
-
-def _along(scale: Array, shape: Shape, axis: int | None) -> Array:
-    """Shape one scale, one for each slice, or a recurrent layer's, so that it meets the array."""
-    if scale.size == 1:
-        return scale.reshape(())
-    if scale.ndim == 2 and len(shape) == 3:
-        return scale[:, None, :]  # directions, gates
-    if axis is None or shape[axis] != scale.size:
-        axis = list(shape).index(scale.size)
-    return scale.reshape([-1 if place == axis % len(shape) else 1 for place in range(len(shape))])
-
-
-def _axis(model: "onnx.ModelProto", name: str) -> int | None:
-    """Along which axis an array has its scales: said by what reads it."""
-    for node in model.graph.node:
-        if name in node.input:
-            for attribute in node.attribute:
-                if attribute.name == "axis" and node.op_type == "DequantizeLinear":
-                    return int(attribute.i)
-            return 0 if node.op_type in _CONVOLUTIONS else -1
-    return None
-
-
-def multiply_adds(model: "onnx.ModelProto", row: Array) -> int:
-    """Count multiplications of one weight or activation by another for one row.
-
-    The graph runs once, and each product is counted by the shapes that it then has; as
-    `simulations.explain.cost.multiply_adds` counts those of a model of PyTorch.
+    Every intermediate result is asked for, so that shapes are those that the graph has when it
+    runs, and weights are those that it computes with, however they are stored.
 
     Parameters
     ----------
-    model : onnx.ModelProto
-        A graph of one input.
+    content : bytes
+        The file.
     row : ndarray
         A batch of one row.
     """
-    shapes = _shapes_when_run(model, row)
-    return sum(_of_node(node, shapes) for node in model.graph.node)
+
+    def __init__(self, content: bytes, row: Array) -> None:
+        import onnx
+
+        self._model = onnx.load_from_string(content)
+        self._stored = {each.name: each for each in self._model.graph.initializer}
+        self._values = _run_whole(self._model, row)
+        self._input_shape = row.shape
+
+    def weights(self) -> dict[str, Array]:
+        """Give the weights by name, those of few bits as the numbers that they stand for.
+
+        A weight is what a product or another step takes that the input has a part in. Where
+        onnxruntime's tools made ``x_quantized`` of ``x``, with its scale and zero point, or turned
+        a matrix, it is given as it was, as ``x``. Single numbers are none.
+
+        Returns
+        -------
+        dict of str to ndarray
+            float32.
+        """
+        fixed = self._fixed()
+        found: dict[str, Array] = {}
+        for node in self._model.graph.node:
+            if set(node.output) & fixed:
+                continue
+            for place, name in enumerate(node.input):
+                if name in fixed and not self._is_scale(name):
+                    values = self._as_floats(name, node.op_type, place)
+                    if values is not None and values.ndim > 0:
+                        found |= _named(name, values)
+        return found
+
+    def multiply_adds(self) -> int:
+        """Count multiplications of one weight or activation by another for one row.
+
+        As `simulations.explain.cost.multiply_adds` counts those of a model of PyTorch.
+        """
+        return sum(self._of_node(node) for node in self._model.graph.node)
+
+    def _fixed(self) -> set[str]:
+        """Names of what does not depend on the input: stored arrays, and what is made of them."""
+        fixed = set(self._stored)
+        for node in self._model.graph.node:
+            if set(filter(None, node.input)) <= fixed:
+                fixed |= set(node.output)
+        return fixed
+
+    def _is_scale(self, name: str) -> bool:
+        return any(
+            name.endswith(part) and f"{name.removesuffix(part)}_quantized" in self._stored
+            for part in _SCALE_PARTS
+        )
+
+    def _as_floats(self, name: str, operation: str, place: int) -> Array | None:
+        values = self._value(name)
+        if values.dtype.kind == "f":
+            return values.astype(np.float32)
+        scale_name, zero_name = (f"{name.removesuffix('_quantized')}{p}" for p in _SCALE_PARTS)
+        if values.dtype.kind not in "iu" or scale_name not in self._stored:
+            return None  # a shape
+        scale, zero = self._value(scale_name), np.zeros(1, np.int32)
+        if zero_name in self._stored:
+            zero = self._value(zero_name).astype(np.int32)
+        along = 0 if operation in _CONVOLUTIONS else -1
+        if operation in _RECURRENT:
+            scale, zero = (x if x.ndim < 2 else x[:, None, :] for x in (scale, zero))
+        else:
+            scale, zero = (_along(x, values.ndim, along) for x in (scale, zero))
+        return np.asarray((values.astype(np.int32) - zero) * scale, dtype=np.float32)
+
+    def _value(self, name: str) -> Array:
+        from onnx import numpy_helper
+
+        stored = self._stored.get(name)
+        return self._values[name] if stored is None else numpy_helper.to_array(stored)
+
+    def _shape(self, name: str) -> Shape:
+        stored = self._stored.get(name)
+        if stored is not None:
+            return tuple(stored.dims)
+        return self._values[name].shape if name in self._values else self._input_shape
+
+    def _of_node(self, node: Node) -> int:
+        if node.op_type in _CONVOLUTIONS:
+            filters = self._shape(node.input[_CONVOLUTIONS[node.op_type]])
+            return math.prod(self._shape(node.output[0])) * math.prod(filters[1:])
+        if node.op_type in _PRODUCTS:
+            transposed = any(each.name == "transA" and each.i for each in node.attribute)
+            inner = self._shape(node.input[0])[-2 if transposed else -1]
+            return math.prod(self._shape(node.output[0])) * inner
+        if node.op_type in _RECURRENT:
+            steps, rows, _ = self._shape(node.input[0])
+            return steps * rows * sum(math.prod(self._shape(name)) for name in node.input[1:3])
+        return 0
 
 
-def _of_node(node: "onnx.NodeProto", shapes: Mapping[str, Shape]) -> int:
-    if node.op_type in _CONVOLUTIONS:
-        filters = shapes[node.input[_CONVOLUTIONS[node.op_type]]]
-        return math.prod(shapes[node.output[0]]) * math.prod(filters[1:])
-    if node.op_type in _PRODUCTS:
-        transposed = any(each.name == "transA" and each.i for each in node.attribute)
-        inner = shapes[node.input[0]][-2 if transposed else -1]
-        return math.prod(shapes[node.output[0]]) * inner
-    if node.op_type in _RECURRENT:
-        steps, rows, _ = shapes[node.input[0]]
-        return steps * rows * sum(math.prod(shapes[name]) for name in node.input[1:3])
-    return 0
+def _named(name: str, values: Array) -> dict[str, Array]:
+    stem = name.removesuffix("_DequantizeLinear_Output").removesuffix("_quantized")
+    turned = stem.endswith("_Transposed")
+    return {stem.removesuffix("_Transposed"): values.T if turned else values}
 
 
-def _shapes_when_run(model: "onnx.ModelProto", row: Array) -> dict[str, Shape]:
-    """Run a copy of the graph that gives every intermediate result, and note their shapes."""
+def _along(scale: Array, dimensions: int, axis: int) -> Array:
+    """Shape one scale, or one for each slice along an axis, so that it meets the array."""
+    if scale.size == 1:
+        return scale.reshape(())
+    shape = [1] * dimensions
+    shape[axis] = scale.size
+    return scale.reshape(shape)
+
+
+def _run_whole(model: Model, row: Array) -> Mapping[str, Array]:
+    """Run a copy of the graph, as it is written, that gives every intermediate result."""
     import onnx
     import onnxruntime as ort
 
@@ -184,7 +175,4 @@ def _shapes_when_run(model: "onnx.ModelProto", row: Array) -> dict[str, Shape]:
     )
     outputs = [each.name for each in session.get_outputs()]
     results = session.run(outputs, {session.get_inputs()[0].name: row})
-    shapes = {name: tuple(np.shape(value)) for name, value in zip(outputs, results, strict=True)}
-    shapes |= {each.name: tuple(each.dims) for each in told.graph.initializer}
-    shapes[session.get_inputs()[0].name] = row.shape
-    return shapes
+    return {name: np.asarray(each) for name, each in zip(outputs, results, strict=True)}

@@ -1,38 +1,17 @@
 """Graphs in onnxruntime on one thread: running them, and what of they consist when they run."""
 
-import logging
 import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from fedcompress.errors import ConfigError
+from simulations.export.onnx_file import write_onnx
 
 Array = np.ndarray[Any, np.dtype[Any]]
-INSTALL = "pip install 'fedcompress[export]'"
-
-
-def check_installed() -> None:
-    """Refuse to begin without the packages that graphs need.
-
-    Raises
-    ------
-    ConfigError
-        Names the package and how to get it.
-    """
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        try:
-            __import__(name)
-        except ImportError as error:
-            raise ConfigError(f"explain: {name} is not installed; {INSTALL}") from error
 
 
 @final
@@ -97,41 +76,17 @@ def _kernels(optimised: Path) -> dict[str, int]:
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))
 
 
-def onnx_of(model: nn.Module | ExportedProgram, rows: Tensor) -> bytes:
-    """Write a model of PyTorch as an ONNX graph for any number of rows.
+def onnx_of(model: nn.Module, rows: Tensor) -> bytes:
+    """Write a model of PyTorch as the float graph that an export would be.
 
     Parameters
     ----------
-    model : torch.nn.Module or torch.export.ExportedProgram
-        On a CPU, in evaluation mode.
+    model : torch.nn.Module
+        On a CPU.
     rows : torch.Tensor
         A batch of inputs, of more than one row.
     """
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            model,
-            (rows,),
-            path,
-            dynamo=True,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            external_data=False,
-            verbose=False,
-        )
+        write_onnx(model, rows, path, quantize=None, calibration=rows)
         return path.read_bytes()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporter tells its developers from the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

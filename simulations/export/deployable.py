@@ -1,0 +1,183 @@
+"""A trained model of a run, with the data that it is pruned, tuned and checked on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import safetensors
+import safetensors.numpy
+import torch
+from torch import Tensor, nn
+
+from fedcompress import rng_for
+from fedcompress.checks import near
+from fedcompress.errors import ConfigError
+from simulations.cell import Cell
+from simulations.data import FederatedData
+from simulations.export.resized import with_arrays
+from simulations.materials import Materials, materials_of
+from simulations.model_settings import ModelSettings
+from simulations.records import read_json
+from simulations.strategy_settings import StudentSettings
+
+Which = Literal["global", "student"]
+_FILES: Mapping[Which, str] = {"global": "model.safetensors", "student": "student.safetensors"}
+_CALIBRATION_ROWS = 1000
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Deployable:
+    """A finished cell's model and what belongs to it.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The trained model, on the CPU, in evaluation mode.
+    settings : ModelSettings or StudentSettings
+        What it was built from.
+    cell : Cell
+        The cell that trained it.
+    folder : Path
+        The cell's folder.
+    which : {"global", "student"}
+        Which of the cell's models it is.
+    data : FederatedData
+        The cell's data set; its test part checks what is exported.
+    unlabelled : Tensor
+        Inputs, shape (rows, ...), that ranges are measured and models are tuned on: the cell's
+        proxy data, or else a keyed draw of training rows.
+    unlabelled_from : str
+        Which of the two they are.
+    """
+
+    model: nn.Module
+    settings: ModelSettings | StudentSettings
+    cell: Cell
+    folder: Path
+    which: Which
+    data: FederatedData
+    unlabelled: Tensor
+    unlabelled_from: str
+
+    @property
+    def example(self) -> Tensor:
+        """Four inputs, as models take them."""
+        return self.data.inputs(self.data.train_x[:4])
+
+
+def load_deployable(
+    folder: Path, cell_name: str | None = None, which: str = "global", data_dir: str | None = None
+) -> Deployable:
+    """Load a model of a finished cell.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the run.
+    cell_name : str, optional
+        Name of the cell's folder, ``LABEL-seedK``; needed where the run has several cells.
+    which : {"global", "student"}
+        The global model, or the student that was distilled from it.
+    data_dir : str, optional
+        Folder of data sets, where they lie elsewhere now than when the run was made.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such cell, it is not finished, it has no such model, or its data are gone.
+    """
+    if which not in _FILES:
+        raise ConfigError(f"export: model must be global or student, got {which!r}")
+    path = find_cell(folder, cell_name)
+    cell = read_cell(path, data_dir)
+    chosen: Which = "student" if which == "student" else "global"
+    settings = _settings_of(cell, path, chosen)
+    materials = materials_of(cell)
+    model = materials.new_model(settings, cell.seed)
+    model = with_arrays(model, _read_arrays(path / _FILES[chosen]))
+    unlabelled, origin = _unlabelled(cell, materials)
+    return Deployable(
+        model.eval(), settings, cell, path, chosen, materials.data, unlabelled, origin
+    )
+
+
+def find_cell(folder: Path, name: str | None) -> Path:
+    """Find the folder of a finished cell.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such cell, several to choose from, or it is not finished.
+    """
+    cells = sorted(path.parent for path in folder.glob("cells/*/cell.json"))
+    names = [path.name for path in cells]
+    if not cells:
+        raise ConfigError(
+            f"export: {folder} holds no cell; give the output folder of `fedcompress run`"
+        )
+    if name is None and len(cells) > 1:
+        raise ConfigError(
+            f"export: {folder} holds {len(cells)} cells; choose one with --cell, "
+            f"such as --cell {names[0]}"
+        )
+    if name is not None and name not in names:
+        raise ConfigError(f"export: {folder} has no cell {name!r}; {near(name, names)}")
+    path = cells[0] if name is None else cells[names.index(name)]
+    if (read_json(path / "result.json") or {}).get("finished") is not True:
+        raise ConfigError(
+            f"export: cell {path.name} is not finished; run the study to its end with "
+            "`fedcompress run` and the same --out"
+        )
+    return path
+
+
+def read_cell(path: Path, data_dir: str | None = None) -> Cell:
+    """Read the settings of a cell, its data in ``data_dir`` where that is given.
+
+    Raises
+    ------
+    ConfigError
+        If ``cell.json`` cannot be read.
+    """
+    values = read_json(path / "cell.json")
+    if values is None:
+        raise ConfigError(f"export: {path / 'cell.json'} cannot be read; run the study again")
+    if data_dir is not None:
+        values["data"] = {**values.get("data", {}), "data_dir": data_dir}
+    return Cell.checked(values, str(path / "cell.json"))
+
+
+def _settings_of(cell: Cell, path: Path, which: Which) -> ModelSettings | StudentSettings:
+    if which == "global":
+        return cell.model
+    if cell.strategy.student is None:
+        raise ConfigError(
+            f"export: cell {path.name} has no student; leave out --model student, or give its "
+            "strategy a student = { … } and run the study again"
+        )
+    return cell.strategy.student
+
+
+def _read_arrays(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ConfigError(f"export: {file} is missing; remove its folder and run the study again")
+    try:
+        return dict(safetensors.numpy.load_file(file))
+    except safetensors.SafetensorError as error:
+        raise ConfigError(
+            f"export: {file} is damaged ({error}); remove its folder and run the study again"
+        ) from error
+
+
+def _unlabelled(cell: Cell, materials: Materials) -> tuple[Tensor, str]:
+    if cell.proxy.samples > 0:
+        return materials.proxy_inputs(), "proxy data"
+    data = materials.data
+    count = len(data.train_y)
+    rng = rng_for(cell.seed, client="server", purpose="calibration")
+    rows = rng.choice(count, size=min(_CALIBRATION_ROWS, count), replace=False)
+    rows.sort()
+    with torch.no_grad():
+        return data.inputs(data.train_x[rows]), "training rows, without labels"

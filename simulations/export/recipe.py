@@ -1,0 +1,168 @@
+"""How a model is made smaller: what is pruned, how it is quantized, how long it is tuned."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from fedcompress import parse
+from fedcompress.checks import near
+from fedcompress.errors import ConfigError
+from simulations.export.levels import BITS, CENTROIDS, check_kind, codebook_spec
+
+FORMATS = {
+    "onnx": ".onnx",
+    "safetensors": ".safetensors",
+    "torch-export": ".pt2",
+    "archive": ".fca",
+}
+_PARTS = ("rows", "entries")
+
+
+@final
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to a model before it is written.
+
+    Attributes
+    ----------
+    rows : float
+        Share of filters, dense rows, heads or units that are removed, in [0, 1).
+    entries : float
+        Share of single weights that become zero, in [0, 1).
+    importance : {"magnitude", "taylor", "fisher"}
+        What decides which rows are removed.
+    quantize : {"int8", "int4", "codebook"} or None
+        How weights are rounded.
+    centroids : int
+        Values of a codebook, 2 to 256.
+    tune : int
+        Epochs of tuning after each of these steps; 0 for none.
+    spec : str or None
+        The compressor of an archive, in place of what `quantize` says.
+    """
+
+    rows: float = 0.0
+    entries: float = 0.0
+    importance: str = "magnitude"
+    quantize: str | None = None
+    centroids: int = CENTROIDS
+    tune: int = 0
+    spec: str | None = None
+
+    @property
+    def archive_spec(self) -> str:
+        """The compressor of an archive of such a model."""
+        if self.spec is not None:
+            return self.spec
+        if self.quantize != "codebook":
+            return str(parse("lossless()"))  # levels are whole numbers, and the rest stays exact
+        # Statistics of normalisation layers are no weights; biases bear half precision.
+        rules = '"*running_*": lossless(), "ndim<2": cast("float16") | entropy()'
+        return str(parse(f"route({{{rules}}}, default={codebook_spec(self.centroids)})"))
+
+    @property
+    def name(self) -> str:
+        """What tells files of one model apart."""
+        parts = [
+            f"rows{self.rows:g}" if self.rows else "",
+            f"entries{self.entries:g}" if self.entries else "",
+            self.quantize or "",
+            f"tuned{self.tune}" if self.tune else "",
+        ]
+        return "-".join(["", *filter(None, parts)])
+
+    def told(self) -> dict[str, Any]:
+        """Give what a recipe file says."""
+        return {
+            "prune": {"rows": self.rows, "entries": self.entries, "importance": self.importance},
+            "quantize": self.quantize,
+            "centroids": self.centroids if self.quantize == "codebook" else None,
+            "tune": self.tune,
+            "spec": self.spec,
+        }
+
+
+def read_recipe(
+    prune: Sequence[str], quantize: str | None, tune: int, importance: str = "magnitude"
+) -> Recipe:
+    """Read what the command line says.
+
+    Parameters
+    ----------
+    prune : sequence of str
+        ``"0.9"`` or ``"entries:0.9"`` for single weights, ``"rows:0.5"`` for whole filters, rows,
+        heads and units.
+    quantize : str or None
+        ``int8``, ``int4`` or ``codebook``.
+    tune : int
+        Epochs.
+    importance : str
+        See `Recipe`.
+
+    Raises
+    ------
+    ConfigError
+        Names the option, its value and the mend.
+    """
+    shares: dict[str, float] = {}
+    for text in prune:
+        part, colon, number = text.rpartition(":")
+        part = part if colon else "entries"
+        if part not in _PARTS:
+            raise ConfigError(
+                f"export: --prune {text}: there is no {part!r}; {near(part, [*_PARTS])}"
+            )
+        if part in shares:
+            raise ConfigError(f"export: --prune names {part} twice; give one share of each")
+        shares[part] = _share(text, number)
+    if tune < 0:
+        raise ConfigError(f"export: --tune must be 0 or more epochs, got {tune}")
+    return Recipe(
+        rows=shares.get("rows", 0.0),
+        entries=shares.get("entries", 0.0),
+        importance=importance,
+        quantize=None if quantize is None else check_kind(quantize),
+        tune=tune,
+    )
+
+
+def _share(text: str, number: str) -> float:
+    try:
+        share = float(number)
+    except ValueError:
+        raise ConfigError(
+            f"export: --prune {text} holds no number; write --prune 0.9 or --prune rows:0.5"
+        ) from None
+    if not 0 < share < 1:
+        mend = f"; did you mean {share / 100:g}?" if 1 < share < 100 else ""
+        raise ConfigError(f"export: --prune {text}: the share must be in (0, 1){mend}")
+    return share
+
+
+def check_format(kind: str) -> str:
+    """Refuse a format that there is not; raises `ConfigError`."""
+    if kind not in FORMATS:
+        raise ConfigError(f"export: there is no format {kind!r}; {near(kind, list(FORMATS))}")
+    return kind
+
+
+def rungs(recipe: Recipe, kind: str) -> list[Recipe]:
+    """Give recipes from the mildest to the strongest, none milder than the one that is asked for.
+
+    Archives prune single weights and shrink the codebook; other formats, in which a zero takes
+    as much room as any number, remove rows.
+    """
+    if kind == "archive":
+        ladder = [(0.0, 0), (0.5, 32), (0.7, 32), (0.8, 32), (0.8, 16), (0.85, 16), (0.9, 16)]
+        ladder += [(0.93, 16), (0.95, 16), (0.97, 16), (0.98, 8), (0.99, 8)]
+        found = [recipe] + [
+            replace(recipe, entries=share, quantize="codebook", centroids=count)
+            for share, count in ladder
+            if count and share >= recipe.entries and recipe.quantize in (None, "codebook")
+        ]
+        if recipe.quantize in BITS:
+            found += [replace(recipe, entries=s) for s, _ in ladder if s > recipe.entries]
+        return found
+    kept = [recipe] if recipe.quantize else [recipe, replace(recipe, quantize="int8")]
+    shares = [share for share in (0.25, 0.5, 0.625, 0.75, 0.875) if share > recipe.rows]
+    return [*kept, *(replace(kept[-1], rows=share) for share in shares)]

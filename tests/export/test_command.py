@@ -1,0 +1,163 @@
+"""The command `fedcompress export`: what it prints, and that every mistake is one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from simulations.cli import main
+from simulations.export.budget import meet_budget, read_bytes_text
+from simulations.export.recipe import FORMATS, Recipe, read_recipe, rungs
+
+
+def ended(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
+) -> tuple[int, str, str]:
+    """Run the command in this process; give its status, output and errors."""
+    monkeypatch.setattr(sys, "argv", ["fedcompress", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    captured = capsys.readouterr()
+    return int(stopped.value.code or 0), captured.out, captured.err
+
+
+def test_a_file_and_its_recipe_stand_in_the_cells_folder(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--to", "archive", "--model", "student", "--prune", "0.5", "--tune", 1]
+    arguments += ["--quantize", "codebook"]
+    status, said, errors = ended(capsys, monkeypatch, "export", run_folder, *arguments)
+    assert (status, errors) == (0, "")
+    (file,) = run_folder.glob("cells/*/exports/student-entries0.5-codebook-tuned1.fca")
+    assert str(file) in said
+    assert "smaller than float32" in said
+    told = json.loads(file.with_name(f"{file.name}.json").read_text())
+    assert told["recipe"]["prune"]["entries"] == 0.5
+    assert told["recipe"]["unlabelled"] == "proxy data"
+    assert told["model"]["which"] == "student"
+    status, said, _ = ended(capsys, monkeypatch, "export", run_folder, *arguments, "--json")
+    assert status == 0
+    again = json.loads(said)
+    assert again["bytes"] == told["bytes"]
+    assert again["file"] == str(file)
+
+
+MISTAKES: list[tuple[list[str], str]] = [
+    (["--to", "onix"], "'onix' is not one of 'onnx'"),
+    (["--to", "archive", "--prune", "95"], "did you mean 0.95?"),
+    (["--to", "archive", "--prune", "rows:half"], "holds no number"),
+    (["--to", "archive", "--prune", "row:0.5"], "did you mean 'rows'?"),
+    (["--to", "archive", "--prune", "0.5", "--prune", "entries:0.6"], "entries twice"),
+    (["--to", "archive", "--quantize", "int9"], "did you mean 'int8'?"),
+    (["--to", "archive", "--tune", "-1"], "--tune must be 0 or more epochs, got -1"),
+    (["--to", "archive", "--budget", "much"], "is no size; write 100kB"),
+    (["--to", "archive", "--budget", "1"], "at least 256 are needed"),
+    (["--to", "archive", "--budget", "400"], "the least that this model takes"),
+    (["--to", "archive", "--model", "teacher"], "must be global or student, got 'teacher'"),
+    (["--to", "archive", "--cell", "dense-seed7"], "did you mean 'dense-seed0'?"),
+    (["--to", "archive", "--prune", "rows:0.5", "--importance", "size"], "importance must be"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), MISTAKES, ids=lambda x: " ".join(x)[:40])
+def test_a_mistake_ends_with_one_line(
+    arguments: list[str],
+    said: str,
+    run_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = sorted(run_folder.rglob("*"))
+    status, output, errors = ended(capsys, monkeypatch, "export", run_folder, *arguments)
+    assert status == 2
+    assert said in errors
+    assert errors.startswith("fedcompress: ")
+    assert errors.count("\n") == 1
+    assert output == ""
+    assert sorted(run_folder.rglob("*")) == before
+
+
+def test_a_missing_library_is_named_with_the_extra(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "simulations.export.installed.find_spec",
+        lambda name: None if name == "onnxscript" else find(name),
+    )
+    status, _, errors = ended(capsys, monkeypatch, "export", run_folder, "--to", "onnx")
+    assert status == 2
+    assert "onnxscript is not installed; pip install 'fedcompress[export]'" in errors
+
+
+def test_a_cell_has_to_be_finished_and_whole(
+    run_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied = tmp_path / "copy"
+    shutil.copytree(run_folder, copied)
+    cell = copied / "cells" / "dense-seed0"
+    model = cell / "model.safetensors"
+    whole = model.read_bytes()
+    for content, said in ((whole[:-9], "is damaged"), (None, "is missing")):
+        model.unlink()
+        if content is not None:
+            model.write_bytes(content)
+        status, _, errors = ended(capsys, monkeypatch, "export", copied, "--to", "archive")
+        assert status == 2
+        assert said in errors
+    model.write_bytes(whole)
+    (cell / "result.json").unlink()
+    status, _, errors = ended(capsys, monkeypatch, "export", copied, "--to", "archive")
+    assert status == 2
+    assert "dense-seed0 is not finished" in errors
+    shutil.copytree(cell, copied / "cells" / "dense-seed1")
+    status, _, errors = ended(capsys, monkeypatch, "export", copied, "--to", "archive")
+    assert "holds 2 cells; choose one with --cell, such as --cell dense-seed0" in errors
+    status, _, errors = ended(capsys, monkeypatch, "export", tmp_path, "--to", "archive")
+    assert "holds no cell" in errors
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("100kB", 100_000), ("1.5MB", 1_500_000), ("40000", 40_000), ("2 KiB", 2048), ("300b", 300)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert read_bytes_text(text) == size
+
+
+def test_recipes_are_read_as_they_are_written() -> None:
+    recipe = read_recipe(["rows:0.5", "0.9"], "codebook", 3, "taylor")
+    assert recipe == Recipe(0.5, 0.9, "taylor", "codebook", tune=3)
+    assert read_recipe([], None, 0) == Recipe()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("quantize", [None, "int8", "int4", "codebook"])
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_no_rung_does_less_than_was_asked_for(
+    kind: str, quantize: str | None, share: float
+) -> None:
+    recipe = Recipe(rows=share, entries=share, quantize=quantize, tune=2)
+    found = rungs(recipe, kind)
+    assert found[0] == recipe
+    for rung in found:
+        assert rung.rows >= recipe.rows
+        assert rung.entries >= recipe.entries
+        assert rung.tune == 2
+        assert quantize in (None, rung.quantize)
+
+
+@pytest.mark.parametrize("budget", [100, 90, 50, 11, 10])
+def test_the_first_rung_within_the_budget_is_found(budget: int) -> None:
+    sizes = [100, 90, 60, 40, 11, 10]
+    found = meet_budget(range(6), lambda rung: sizes[rung], budget)
+    assert sizes[found] <= budget
+    assert found == 0 or sizes[found - 1] > budget
