@@ -31,9 +31,7 @@ CAPTIONS = {
 }
 
 
-def explain_command(
-    folder: Path, *, cell: str | None, rows: int, data_dir: Path | None
-) -> None:
+def explain_command(folder: Path, *, cell: str | None, rows: int, data_dir: Path | None) -> None:
     """Measure the deployed models of a run's cells, write the report, and print them.
 
     Parameters

@@ -8,7 +8,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
-
 def multiply_adds(model: nn.Module, row: Tensor) -> int:
     """Count multiplications of one weight or activation by another for one row.
 

@@ -125,7 +125,7 @@ class GraphFacts:
         stored = self._stored.get(name)
         if stored is not None:
             return tuple(stored.dims)
-        return self._values[name].shape if name in self._values else self._input_shape
+        return tuple(self._values[name].shape) if name in self._values else self._input_shape
 
     def _of_node(self, node: Node) -> int:
         if node.op_type in _CONVOLUTIONS:

@@ -33,7 +33,7 @@ def deployment_parts(deployment: Deployment) -> dict[str, Any]:
 def _made(model: DeployedModel) -> str:
     """Say how a model was made, whether it was verified, and what it runs on."""
     explained = model.seeds[0].model
-    parts = [f"{key} {_value(value)}" for key, value in explained.recipe.items() if value]
+    parts = _recipe_texts(explained.recipe)
     if explained.verified is not None:
         parts.append("verified in a fresh process" if explained.verified else "NOT verified")
     integer = {
@@ -47,10 +47,25 @@ def _made(model: DeployedModel) -> str:
     return " · ".join(parts)
 
 
-def _value(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_value(each)}" for key, each in value.items() if each)
-    return str(value)
+def _recipe_texts(recipe: Mapping[str, Any]) -> list[str]:
+    """Write what an exporter noted of its steps, in their order."""
+    prune = recipe.get("prune")
+    shares = prune if isinstance(prune, Mapping) else {}
+    texts = [
+        f"{100 * shares[part]:g} % of {what}"
+        for part, what in (("rows", "rows taken out"), ("entries", "weights set to zero"))
+        if shares.get(part)
+    ]
+    if recipe.get("quantize"):
+        values = recipe.get("centroids")
+        texts.append(f"{recipe['quantize']}{f' of {values} values' if values else ''}")
+    if recipe.get("spec"):
+        texts.append(str(recipe["spec"]))
+    if recipe.get("tune"):
+        texts.append(
+            f"tuned for {recipe['tune']} epochs on {recipe.get('unlabelled', 'some rows')}"
+        )
+    return texts
 
 
 def _measured(deployment: Deployment) -> str:

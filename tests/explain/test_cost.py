@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from torch import nn
 
-from simulations.explain.cost import float_arrays, multiply_adds, parameter_counts
-from simulations.explain.onnx_graph import multiply_adds as graph_multiply_adds
-from simulations.explain.onnx_graph import weights
+from simulations.explain.cost import multiply_adds
+from simulations.explain.onnx_graph import GraphFacts
 from simulations.explain.runtime import Graph, onnx_of
-from simulations.models import build_model
+from simulations.export.levels import round_weights
+from simulations.export.onnx_file import write_onnx
+from simulations.models import build_model, model_arrays
 
 LENET = 16 * 25 * 28 * 28 + 32 * 16 * 25 * 14 * 14 + 32 * 7 * 7 * 64 + 64 * 10
 RESNET = (
@@ -57,20 +57,12 @@ def test_attention_counts_its_products() -> None:
     assert counted == 2 * heads * window * window * size
 
 
-def test_zeros_count_as_weights_that_are_not_there() -> None:
-    model = nn.Linear(4, 3)
-    with torch.no_grad():
-        model.weight[0] = 0
-        model.bias.fill_(1)
-    assert parameter_counts(model) == (15, 11)
-
-
 def test_a_graph_costs_and_holds_what_its_module_does(
     lenet: nn.Module, lenet_onnx: Path, images: np.ndarray[Any, Any]
 ) -> None:
-    graph = onnx.load(lenet_onnx)
-    assert graph_multiply_adds(graph, images[:1]) == LENET
-    held, own = weights(graph), float_arrays(lenet)
+    facts = GraphFacts(lenet_onnx.read_bytes(), images[:1])
+    assert facts.multiply_adds() == LENET
+    held, own = facts.weights(), model_arrays(lenet)
     assert held.keys() == own.keys()
     for name, values in own.items():
         np.testing.assert_array_equal(held[name], values)
@@ -83,13 +75,28 @@ def test_integers_are_read_as_the_numbers_they_stand_for(
     lenet: nn.Module,
     images: np.ndarray[Any, Any],
 ) -> None:
-    graph = onnx.load(quantized(how))
-    assert graph_multiply_adds(graph, images[:1]) == LENET
-    held, own = weights(graph), float_arrays(lenet)
+    facts = GraphFacts(quantized(how).read_bytes(), images[:1])
+    assert facts.multiply_adds() == LENET
+    held, own = facts.weights(), model_arrays(lenet)
     assert sum(x.size for x in held.values()) == sum(x.size for x in own.values())
     for name, values in own.items():
         np.testing.assert_allclose(held[name], values, atol=np.abs(values).max() / 127)
     assert not np.array_equal(held["dense.weight"], own["dense.weight"])
+
+
+@pytest.mark.parametrize("kind", ["int4", "codebook"])
+def test_weights_of_four_bits_are_read(
+    kind: str, lenet: nn.Module, images: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    small = round_weights(lenet, kind)
+    rows = torch.from_numpy(images)
+    write_onnx(small, rows, tmp_path / "small.onnx", quantize=kind, calibration=rows)
+    facts = GraphFacts((tmp_path / "small.onnx").read_bytes(), images[:1])
+    held, own = facts.weights(), model_arrays(small)
+    assert held.keys() == own.keys()
+    for name, values in own.items():
+        np.testing.assert_allclose(held[name], values, atol=1e-6)
+    assert facts.multiply_adds() == LENET
 
 
 def test_integer_kernels_are_named(quantized: Callable[[str], Path], lenet_onnx: Path) -> None:
@@ -105,10 +112,10 @@ def test_a_recurrent_graph_costs_what_its_module_does(tmp_path: Path) -> None:
     content = onnx_of(model, torch.zeros(4, 80, dtype=torch.int64))
     (tmp_path / "lstm.onnx").write_bytes(content)
     row = np.zeros((1, 80), np.int64)
-    assert graph_multiply_adds(onnx.load_from_string(content), row) == LSTM
+    assert GraphFacts(content, row).multiply_adds() == LSTM
     quantize_dynamic(tmp_path / "lstm.onnx", tmp_path / "int8.onnx", weight_type=QuantType.QInt8)
-    graph = onnx.load(tmp_path / "int8.onnx")
-    assert graph_multiply_adds(graph, row) == LSTM
-    held = sum(x.size for x in weights(graph).values())
+    facts = GraphFacts((tmp_path / "int8.onnx").read_bytes(), row)
+    assert facts.multiply_adds() == LSTM
+    held = sum(x.size for x in facts.weights().values())
     # Each layer of ONNX has a second bias, which PyTorch has as well.
     assert held == sum(p.numel() for p in model.parameters())

@@ -249,7 +249,9 @@ def explained(
         "name": name,
         "kind": kind,
         "file": f"exports/{name}",
-        "recipe": {"quantize": "int8"} if "int8" in name else {},
+        "recipe": {"prune": {"rows": 0.0, "entries": 0.5}, "quantize": "int8", "tune": 0}
+        if "int8" in name
+        else {},
         "verified": True if "int8" in name else None,
         "file_bytes": size,
         "parameters": size // 4,
