@@ -62,9 +62,8 @@ def _recipe_texts(recipe: Mapping[str, Any]) -> list[str]:
     if recipe.get("spec"):
         texts.append(str(recipe["spec"]))
     if recipe.get("tune"):
-        texts.append(
-            f"tuned for {recipe['tune']} epochs on {recipe.get('unlabelled', 'some rows')}"
-        )
+        rows = recipe.get("unlabelled", "some rows")
+        texts.append(f"tuned for {recipe['tune']} epochs on {rows}")
     return texts
 
 
