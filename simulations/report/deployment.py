@@ -23,17 +23,17 @@ from simulations.report.text import (
 
 HEADINGS = (
     "Model",
+    "Accuracy %",
+    "Change",
     "File",
     "Smaller",
-    "Parameters",
-    "Not zero %",
-    "Multiply-adds",
     "Batch 1 µs",
     "Faster",
     "Batch 64 µs",
     "Faster at 64",
-    "Accuracy %",
-    "Change",
+    "Multiply-adds",
+    "Parameters",
+    "Not zero %",
     "Agreement %",
     "ECE %",
     "Saliency",
@@ -182,17 +182,17 @@ def _texts(model: DeployedModel) -> tuple[str, ...]:
     parameters = model.mean(lambda s: s.model.parameters)
     return (
         model.text,
+        f"{100 * model.mean(lambda s: s.model.accuracy):.2f}",
+        _change_text(model),
         bytes_text(model.mean(lambda s: s.model.file_bytes)),
         ratio_text(model.smaller),
-        count_text(parameters),
-        f"{100 * model.mean(lambda s: s.model.nonzero) / parameters:.1f}",
-        count_text(model.mean(lambda s: s.model.multiply_adds)),
         number_text(model.latency("1").cpu_us),
         ratio_text(model.latency("1").speedup),
         number_text(model.latency("64").cpu_us),
         ratio_text(model.latency("64").speedup),
-        f"{100 * model.mean(lambda s: s.model.accuracy):.2f}",
-        _change_text(model),
+        count_text(model.mean(lambda s: s.model.multiply_adds)),
+        count_text(parameters),
+        f"{100 * model.mean(lambda s: s.model.nonzero) / max(parameters, 1):.1f}",
         f"{100 * model.mean(lambda s: s.model.agreement):.2f}",
         f"{100 * model.mean(lambda s: s.model.ece):.2f}",
         f"{np.mean(similarity):.3f}" if similarity else NOT_AVAILABLE,
@@ -243,9 +243,11 @@ def in_words(model: DeployedModel) -> list[str]:
     """Say what a model saves, what it loses, and where it loses it."""
     differs = 100 * (1 - model.mean(lambda s: s.model.agreement))
     gained, lost = (model.mean(get) for get in (lambda s: s.model.gained, lambda s: s.model.lost))
+    if differs == 0:
+        return ["answers every row as the dense model does"]
     said = [
-        f"answers otherwise than the dense model on {differs:.2g} % of the rows: "
-        f"{number_text(lost)} rows lost, {number_text(gained)} won"
+        f"answers {differs:.2g} % of the rows otherwise than the dense model: {lost:,.0f} that it "
+        f"had right are wrong now, {gained:,.0f} the other way round"
     ]
     changes = class_changes(model)
     if changes:
@@ -256,7 +258,11 @@ def in_words(model: DeployedModel) -> list[str]:
         100 * model.mean(get) for get in (lambda s: s.model.ece, lambda s: s.dense.ece)
     )
     said.append(f"its confidence is off by {ece:.2g} points (dense {dense_ece:.2g})")
-    layers = [each for each in model.seeds[0].model.layers if each.error is not None]
+    layers = [
+        each
+        for each in model.seeds[0].model.layers
+        if each.error is not None and len(each.shape) > 1
+    ]
     if layers:
         changed = max(layers, key=lambda layer: layer.error or 0.0)
         if changed.error:

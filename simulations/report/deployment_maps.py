@@ -21,6 +21,8 @@ Scale = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 LEVELS = 8
 SMALLEST_ERROR = 1e-6
+LEAST_SPARSITY = 0.05
+"""A model of which no matrix has more zeros is not drawn for them: rounding makes a few."""
 MOST_MODELS = 6
 MOST_LAYERS = 14
 SHOWN_TEXTS = 3
@@ -60,14 +62,16 @@ def mosaic(
     width, height = size[0] / columns, size[1] / rows
     levels = np.rint(np.clip(values, 0, 1) * LEVELS).astype(int)
     for level in range(1, LEVELS + 1):
-        cells = np.argwhere(levels == level)
-        if not len(cells):
+        bars = _bars(levels == level)
+        if not bars:
             continue
-        left, upper = corner[0] + cells[:, 1] * width, corner[1] + cells[:, 0] * height
         outline = Outline.make_compound_path(
             *(
-                Outline([(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)])
-                for x, y in zip(left, upper, strict=True)
+                _rectangle(
+                    (corner[0] + start * width, corner[1] + row * height),
+                    ((end - start) * width, height),
+                )
+                for row, start, end in bars
             )
         )
         # One path for a level: the page stays small, and cells side by side leave no seam.
@@ -77,12 +81,26 @@ def mosaic(
     axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=GRID, linewidth=0.8))
 
 
+def _bars(chosen: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+    """Join cells side by side: row, first column, column after the last."""
+    edges = np.diff(np.pad(chosen.astype(int), ((0, 0), (1, 1))), axis=1)
+    starts, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
+    return [(int(a[0]), int(a[1]), int(b[1])) for a, b in zip(starts, ends, strict=True)]
+
+
+def _rectangle(corner: tuple[float, float], size: tuple[float, float]) -> Outline:
+    (x, y), (width, height) = corner, size
+    return Outline([(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)])
+
+
 def _layers(model: DeployedModel) -> dict[str, LayerFacts]:
     return {each.name: each for each in model.seeds[0].model.layers if len(each.shape) > 1}
 
 
 def _sparsity_figure(models: Sequence[DeployedModel]) -> Figure | None:
-    sparse = [m for m in models if any(each.sparsity > 0.01 for each in _layers(m).values())]
+    sparse = [
+        m for m in models if any(each.sparsity > LEAST_SPARSITY for each in _layers(m).values())
+    ]
     if not sparse:
         return None
     return _layer_figure(
@@ -91,7 +109,7 @@ def _sparsity_figure(models: Sequence[DeployedModel]) -> Figure | None:
         title="Which weights are gone",
         caption="Each square is a matrix of weights, outputs downwards, cut into blocks: the "
         "darker, the more of a block is not zero. The number is the share of the dense model's "
-        "weights that are zero or were taken out.",
+        "weights that are zero or were taken out; of a matrix made smaller, what is left is drawn.",
         color=_ZERO_COLOR,
         text=lambda layer: f"{100 * layer.sparsity:.3g} %",
         blocks=lambda layer: layer.kept_blocks,
@@ -111,7 +129,7 @@ def _error_figure(models: Sequence[DeployedModel]) -> Figure | None:
         "weights, outputs downwards, in shares of the matrix's mean square; logarithmic: white is "
         "10⁻⁶ or less, darkest 1. The number is that of the whole matrix (NMSE).",
         color=_ERROR_COLOR,
-        text=lambda layer: "–" if layer.error is None else f"{layer.error:.1e}",
+        text=lambda layer: "–" if layer.error is None else f"{layer.error:.2g}",
         blocks=lambda layer: layer.error_blocks,
         scale=lambda error: (
             1 + np.log10(np.maximum(error, SMALLEST_ERROR)) / -math.log10(SMALLEST_ERROR)
@@ -148,7 +166,7 @@ def _layer_figure(
         )
         + ".",
         draw=lambda axes: _draw_layers(axes, drawn, layers, color, text, blocks, scale),
-        height_inches=0.75 + 0.62 * max(len(layers), 2),
+        height_inches=1.1 + 0.55 * max(len(layers), 2),
         columns=("Weights", *(model.text for model in models)),
         rows=tuple(
             (each, *(text(facts) if (facts := _layers(m).get(each)) else "–" for m in models))
@@ -180,14 +198,24 @@ def _draw_layers(
     axes.set_xlim(0, max(len(models), 2))
     axes.set_ylim(len(layers), 0)
     axes.xaxis.tick_top()
-    longest = max(8, 40 // max(len(models), 2))
+    longest = max(9, 52 // max(len(models), 2))
     axes.set_xticks(
         [column + 0.06 for column in range(len(models))],
-        [shortened(model.text, longest) for model in models],
+        [_wrapped(model.name, longest) for model in models],
         ha="left",
     )
     axes.set_yticks([row + 0.5 for row in range(len(layers))], [shortened(n, 22) for n in layers])
     _bare(axes)
+
+
+def _wrapped(name: str, longest: int) -> str:
+    """Break a file's name behind its hyphens, so that columns can be narrow."""
+    lines = [""]
+    for part in name.removeprefix("model-").replace("-", "-\0").split("\0"):
+        if lines[-1] and len(lines[-1]) + len(part) > longest:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(shortened(line, longest + 2) for line in lines)
 
 
 def _saliency_figures(deployment: Deployment) -> list[Figure]:
@@ -216,8 +244,10 @@ def _saliency_figures(deployment: Deployment) -> list[Figure]:
             "place is covered (Zeiler & Fergus, 2014): the darker, the more the answer hangs on "
             "it, each map to its own largest fall. "
             + (
-                f"Below each {'picture' if is_image else 'text'}, what it is and what the dense "
-                "model answers."
+                "Below each picture, its class and the dense model's answer. At the right, mean "
+                "rank correlation with the dense model's maps."
+                if is_image
+                else "Beside each text, its class and the dense model's answer."
             ),
             description=f"Mean rank correlation with the dense model's maps: {similar}.",
             draw=lambda axes: (
@@ -244,9 +274,13 @@ def _draw_pictures(axes: Axes, explanation: Explanation, models: Sequence[Deploy
         for row, model in enumerate(models, 1):
             values = _map(model, column, sample.shape)
             mosaic(axes, values, (column + 0.08, row + 0.08), (0.84, 0.84), _LOOK_COLOR)
-    axes.set_xlim(0, len(explanation.samples))
+    for row, model in enumerate(models, 1):
+        similar = model.seeds[0].model.saliency_similarity
+        told = "–" if similar is None else f"{similar:.2f}"
+        axes.text(len(explanation.samples) + 0.05, row + 0.5, told, va="center", fontsize=8)
+    axes.set_xlim(0, len(explanation.samples) + 0.4)
     axes.set_ylim(len(models) + 1, 0)
-    rows = ["test row", *(shortened(model.name, 20) for model in models)]
+    rows = ["test row", *(_wrapped(model.name, 14) for model in models)]
     axes.set_yticks([row + 0.5 for row in range(len(rows))], rows)
     axes.set_xticks([])
     _bare(axes)
