@@ -65,7 +65,7 @@ def _session(content: bytes, optimised: Path) -> Any:  # noqa: ANN401 - has no t
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except faults as error:
-        reason = (str(error).splitlines() or ["unknown"])[0]
+        reason = (str(error).splitlines() or ["unknown"])[0].rpartition(" : ")[2]
         raise ConfigError(f"onnxruntime cannot run it: {reason}") from error
 
 

@@ -6,9 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from simulations.report.bars import shortened
 from simulations.report.deployment import DeployedModel, Deployment, class_changes
-from simulations.report.deployment_maps import map_figures
+from simulations.report.deployment_maps import map_figures, wrapped
 from simulations.report.figure import Figure, LegendEntry
 from simulations.report.style import INK, MUTED, STACK, SURFACE
 from simulations.report.text import bytes_text, change_text, number_text, ratio_text
@@ -156,7 +155,7 @@ def _draw_latency(axes: Axes, models: Sequence[DeployedModel]) -> None:
             axes.plot([low, high], [at, at], color=INK, linewidth=1.1, solid_capstyle="butt")
             text = _per_row_text(model, batch)
             axes.text(max(median, high) + 0.015 * longest, at, text, va="center", fontsize=8)
-    axes.set_yticks(range(len(models)), [shortened(model.text, 24) for model in models])
+    axes.set_yticks(range(len(models)), [wrapped(model.text, 20) for model in models])
     axes.set_ylim(len(models) - 0.5, -0.5)
     axes.set_xlim(0, 1.35 * longest)
     axes.grid(axis="y", visible=False)

@@ -1,6 +1,7 @@
 """Maps of deployed models: weights that are gone, weights that changed, what models look at."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -108,8 +109,9 @@ def _sparsity_figure(models: Sequence[DeployedModel]) -> Figure | None:
         name="deployed_sparsity",
         title="Which weights are gone",
         caption="Each square is a matrix of weights, outputs downwards, cut into blocks: the "
-        "darker, the more of a block is not zero. The number is the share of the dense model's "
-        "weights that are zero or were taken out; of a matrix made smaller, what is left is drawn.",
+        "stronger the colour, the more of a block is not zero. The number is the share of the "
+        "dense model's weights that are zero or were taken out; of a matrix made smaller, what is "
+        "left is drawn.",
         color=_ZERO_COLOR,
         text=lambda layer: f"{100 * layer.sparsity:.3g} %",
         blocks=lambda layer: layer.kept_blocks,
@@ -126,8 +128,8 @@ def _error_figure(models: Sequence[DeployedModel]) -> Figure | None:
         name="deployed_errors",
         title="Where weights changed",
         caption="Squared difference to the model it was made from, by blocks of each matrix of "
-        "weights, outputs downwards, in shares of the matrix's mean square; logarithmic: white is "
-        "10⁻⁶ or less, darkest 1. The number is that of the whole matrix (NMSE).",
+        "weights, outputs downwards, in shares of the matrix's mean square; logarithmic: blank is "
+        "10⁻⁶ or less, full colour 1. The number is that of the whole matrix (NMSE).",
         color=_ERROR_COLOR,
         text=lambda layer: "–" if layer.error is None else f"{layer.error:.2g}",
         blocks=lambda layer: layer.error_blocks,
@@ -201,17 +203,17 @@ def _draw_layers(
     longest = max(9, 52 // max(len(models), 2))
     axes.set_xticks(
         [column + 0.06 for column in range(len(models))],
-        [_wrapped(model.name, longest) for model in models],
+        [wrapped(model.name, longest) for model in models],
         ha="left",
     )
     axes.set_yticks([row + 0.5 for row in range(len(layers))], [shortened(n, 22) for n in layers])
     _bare(axes)
 
 
-def _wrapped(name: str, longest: int) -> str:
-    """Break a file's name behind its hyphens, so that columns can be narrow."""
+def wrapped(name: str, longest: int) -> str:
+    """Break a name behind hyphens and spaces, so that columns can be narrow."""
     lines = [""]
-    for part in name.removeprefix("model-").replace("-", "-\0").split("\0"):
+    for part in re.findall(r"[^- ]*[- ]?", name.removeprefix("model-")):
         if lines[-1] and len(lines[-1]) + len(part) > longest:
             lines.append("")
         lines[-1] += part
@@ -241,8 +243,8 @@ def _saliency_figures(deployment: Deployment) -> list[Figure]:
             name="deployed_saliency",
             title="What the models look at",
             caption="Test rows, and by how much the logit of the dense model's answer falls when a "
-            "place is covered (Zeiler & Fergus, 2014): the darker, the more the answer hangs on "
-            "it, each map to its own largest fall. "
+            "place is covered (Zeiler & Fergus, 2014): the stronger the colour, the more the "
+            "answer hangs on it, each map to its own largest fall. "
             + (
                 "Below each picture, its class and the dense model's answer. At the right, mean "
                 "rank correlation with the dense model's maps."
@@ -280,7 +282,7 @@ def _draw_pictures(axes: Axes, explanation: Explanation, models: Sequence[Deploy
         axes.text(len(explanation.samples) + 0.05, row + 0.5, told, va="center", fontsize=8)
     axes.set_xlim(0, len(explanation.samples) + 0.4)
     axes.set_ylim(len(models) + 1, 0)
-    rows = ["test row", *(_wrapped(model.name, 14) for model in models)]
+    rows = ["test row", *(wrapped(model.name, 14) for model in models)]
     axes.set_yticks([row + 0.5 for row in range(len(rows))], rows)
     axes.set_xticks([])
     _bare(axes)

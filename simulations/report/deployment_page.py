@@ -63,8 +63,12 @@ def _recipe_texts(recipe: Mapping[str, Any]) -> list[str]:
         texts.append(str(recipe["spec"]))
     if recipe.get("tune"):
         rows = recipe.get("unlabelled", "some rows")
-        texts.append(f"tuned for {recipe['tune']} epochs on {rows}")
+        texts.append(f"tuned for {_epochs(recipe['tune'])} on {rows}")
     return texts
+
+
+def _epochs(count: object) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _measured(deployment: Deployment) -> str:
