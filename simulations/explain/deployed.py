@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -21,7 +19,7 @@ from simulations.explain.runtime import Graph, onnx_of
 from simulations.export.archive import load_archive
 from simulations.export.levels import restored_arrays
 from simulations.export.recipe import FORMATS
-from simulations.export.resized import with_arrays
+from simulations.export.standard import load_safetensors
 from simulations.materials import Materials
 from simulations.models.arrays import state_of
 from simulations.records import read_json
@@ -154,7 +152,7 @@ def read_deployed(file: ModelFile, cell: Cell, materials: Materials, inputs: Arr
         # Its stored arrays are levels where weights are quantized, with no dots in their names.
         stored = {name.replace("__", "."): x for name, x in program.state_dict.items()}
         return _of_module(file, held, built, rows, restored_arrays(stored))
-    model = with_arrays(built, _read_arrays(file.path)).eval()
+    model = load_safetensors(file.path, built)
     return _of_module(file, model, model, rows, state_of(model))
 
 
@@ -220,13 +218,6 @@ def _built(file: ModelFile, cell: Cell, materials: Materials) -> nn.Module:
     if cell.strategy.student is None:
         raise ConfigError(f"it is of a student, and strategy {cell.label!r} has none")
     return materials.new_model(cell.strategy.student, cell.seed)
-
-
-def _read_arrays(path: Path) -> dict[str, Tensor]:
-    try:
-        return restored_arrays(safetensors.torch.load_file(path))
-    except (SafetensorError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"it is damaged ({error}); write it again") from error
 
 
 def _load_program(path: Path) -> ExportedProgram:

@@ -271,8 +271,8 @@ def _built(arrays: Mapping[str, Tensor], head: Head) -> nn.Module:
     """Build a model as large as the arrays; nothing is allocated before it is known to fit."""
     shape = tuple(int(size) for size in head.data["shape"])
     classes = int(head.data["num_classes"])
-    if math.prod(shape) > _MOST_INPUT:
-        raise LayoutError(f"an input of shape {shape}")
+    if min((*shape, classes)) < 1 or math.prod(shape) > _MOST_INPUT:
+        raise LayoutError(f"inputs of shape {shape} and {classes} classes")
     with torch.device("meta"):
         model = build_model(
             str(head.model["name"]),

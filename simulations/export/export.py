@@ -272,7 +272,8 @@ def told(exported: Exported, deployable: Deployable) -> dict[str, Any]:
     return {
         "file": exported.path.name,
         "kind": exported.kind,
-        "model": {"which": deployable.which, **_model_told(deployable)},
+        "model": deployable.which,
+        "settings": _model_told(deployable),
         "recipe": {**exported.recipe.told(), "unlabelled": deployable.unlabelled_from},
         "bytes": exported.bytes,
         "dense_bytes": exported.dense_bytes,

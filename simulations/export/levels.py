@@ -100,7 +100,7 @@ def rounding_of(kind: str, centroids: int = CENTROIDS) -> Callable[[str, Tensor]
             _, tables[name] = to_codebook(weight, centroids)
         calls[name] += 1
         values = tables[name]
-        return values[torch.bucketize(weight, (values[1:] + values[:-1]) / 2)]
+        return values[torch.bucketize(weight.contiguous(), (values[1:] + values[:-1]) / 2)]
 
     return round_
 

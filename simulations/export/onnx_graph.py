@@ -97,9 +97,7 @@ def _indices(name: str, values: np.ndarray) -> tuple[list[Any], list[Any]] | Non
     table, places = np.unique(values, return_inverse=True)
     if table.size > 16:
         return None
-    packed = helper.make_tensor(
-        f"{name}.indices", TensorProto.UINT4, values.shape, places.reshape(-1).tolist()
-    )
+    packed = _packed(f"{name}.indices", TensorProto.UINT4, places.reshape(values.shape))
     wide = helper.make_node("Cast", [packed.name], [f"{name}.places"], to=TensorProto.INT32)
     look_up = helper.make_node("Gather", [f"{name}.values", f"{name}.places"], [name])
     return [packed, numpy_helper.from_array(table, f"{name}.values")], [wide, look_up]
@@ -115,11 +113,19 @@ def _levels(name: str, values: np.ndarray) -> tuple[list[Any], list[Any]] | None
         levels = np.rint(values / scale)
         if np.abs(levels * scale - values).max() > _NEAR * largest.max():
             continue
-        packed = helper.make_tensor(
-            f"{name}.levels", TensorProto.INT4, values.shape, levels.astype(int).ravel().tolist()
-        )
-        node = helper.make_node(
-            "DequantizeLinear", [packed.name, f"{name}.scale"], [name], axis=axis
-        )
-        return [packed, numpy_helper.from_array(scale.reshape(-1), f"{name}.scale")], [node]
+        packed = _packed(f"{name}.levels", TensorProto.INT4, levels.astype(np.int64))
+        # Not DequantizeLinear: before a product onnxruntime would round what it multiplies with.
+        wide = helper.make_node("Cast", [packed.name], [f"{name}.wide"], to=TensorProto.FLOAT)
+        times = helper.make_node("Mul", [f"{name}.wide", f"{name}.scale"], [name])
+        return [packed, numpy_helper.from_array(scale, f"{name}.scale")], [wide, times]
     return None
+
+
+def _packed(name: str, dtype: int, numbers: np.ndarray) -> Any:  # noqa: ANN401
+    """Make an array of four bits an entry, two in a byte, the first in the low half."""
+    from onnx import helper
+
+    halves = (numbers.reshape(-1) & 0xF).astype(np.uint8)
+    halves = np.append(halves, np.zeros(halves.size % 2, np.uint8)).reshape(-1, 2)
+    content = (halves[:, 0] | halves[:, 1] << 4).tobytes()
+    return helper.make_tensor(name, dtype, numbers.shape, content, raw=True)

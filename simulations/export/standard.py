@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, final
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fedcompress.errors import ConfigError
 from simulations.export.levels import restored_arrays, stored_arrays
+from simulations.export.resized import with_arrays
 from simulations.records import write_whole
 
 
@@ -42,6 +45,38 @@ def write_safetensors(
     content = safetensors.torch.save(arrays, metadata=texts)
     write_whole(path, content)
     return len(content)
+
+
+def load_safetensors(path: Path, model: nn.Module) -> nn.Module:
+    """Read what `write_safetensors` wrote, as a model.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    model : nn.Module
+        A model of the same layers, of whatever width; left as it is.
+
+    Returns
+    -------
+    nn.Module
+        A copy with the file's weights, in evaluation mode.
+
+    Raises
+    ------
+    ConfigError
+        If the file is damaged.
+    LayoutError
+        If it holds another model's arrays.
+    OSError
+        If there is no such file.
+    """
+    try:
+        stored = safetensors.torch.load(path.read_bytes())
+        arrays = restored_arrays(stored)
+    except (safetensors.SafetensorError, RuntimeError, IndexError) as error:
+        raise ConfigError(f"{path}: it is damaged ({error}); export it again") from error
+    return with_arrays(model, arrays).eval()
 
 
 def write_program(model: nn.Module, example: Tensor, path: Path, *, quantize: str | None) -> int:

@@ -39,7 +39,7 @@ def test_a_file_and_its_recipe_stand_in_the_cells_folder(
     told = json.loads(file.with_name(f"{file.name}.json").read_text())
     assert told["recipe"]["prune"]["entries"] == 0.5
     assert told["recipe"]["unlabelled"] == "proxy data"
-    assert told["model"]["which"] == "student"
+    assert told["model"] == "student"
     status, said, _ = ended(capsys, monkeypatch, "export", run_folder, *arguments, "--json")
     assert status == 0
     again = json.loads(said)
@@ -64,7 +64,7 @@ MISTAKES: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "said"), MISTAKES, ids=lambda x: " ".join(x)[:40])
+@pytest.mark.parametrize(("arguments", "said"), MISTAKES, ids=str)
 def test_a_mistake_ends_with_one_line(
     arguments: list[str],
     said: str,

@@ -52,5 +52,6 @@ def test_zero_stays_zero(kind: str) -> None:
     weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
     weight[torch.rand(40, 30, generator=torch.Generator().manual_seed(1)) < 0.7] = 0
     weight[3] = 0
+    weight = weight.reshape(10, 4, 5, 6).to(memory_format=torch.channels_last)
     rounded = rounding_of(kind)("w", weight)
     assert bool((rounded[weight == 0] == 0).all())

@@ -21,7 +21,7 @@ from simulations.export.archive import MAGIC, MOST_RATIO, Head, archive_bytes, m
 from simulations.export.levels import stored_arrays
 from simulations.models import build_model
 
-CASES = 3000
+CASES = 1500
 _LENGTH_AT = len(MAGIC) + 5
 _MOST_SECONDS = 2.0
 _ODD: list[Any] = [
