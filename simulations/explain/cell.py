@@ -98,7 +98,8 @@ def explain_cell(
         except FedcompressError as error:
             if file.kind == "dense":  # what all others are compared with
                 raise ConfigError(f"explain: {file.path}: {error}") from error
-            problems.append(Problem(str(file.path.relative_to(cell_path)), str(error)))
+            reason = str(error).removeprefix(f"{file.path}: ")
+            problems.append(Problem(str(file.path.relative_to(cell_path)), reason))
     tell("measuring latency")
     measured = {
         batch: interleaved({m.file.name: _call(m, rows.inputs[:batch]) for m in models})
