@@ -13,7 +13,7 @@ from simulations.explain.answered import SHOWN_SAMPLES, Rows, rows_to_answer
 from simulations.explain.deployed import Deployed, model_files, read_deployed
 from simulations.explain.explained import BATCHES, Explained, Explanation, LayerFacts, Problem
 from simulations.explain.latency import Measured, interleaved
-from simulations.explain.layers import layer_facts
+from simulations.explain.layers import layer_facts, named_as_in_module
 from simulations.explain.predictions import compare
 from simulations.explain.saliency import occlusion_maps, similarity
 from simulations.export.deployable import read_cell
@@ -185,8 +185,11 @@ def _explain(
 
 
 def _layers(model: Deployed, origin: Deployed | None) -> list[LayerFacts]:
-    """Compare with what the model was made from: graphs with its graph, where names are alike."""
+    """Compare with what the model was made from, graphs by the names that its module has."""
     if origin is None or origin is model:
         return layer_facts(model.arrays, None)
-    dense = origin.graph_arrays if model.file.kind == "onnx" else origin.arrays
-    return layer_facts(model.arrays, dense)
+    if model.file.kind != "onnx":
+        return layer_facts(model.arrays, origin.arrays)
+    arrays = named_as_in_module(model.arrays, origin.graph_arrays, origin.arrays)
+    # What the exporter folded, such as normalisation into a convolution, is as in its graph.
+    return layer_facts(arrays, {**origin.arrays, **origin.graph_arrays})

@@ -25,6 +25,39 @@ def layer_facts(arrays: Mapping[str, Array], dense: Mapping[str, Array] | None) 
     return [_facts(name, values, (dense or {}).get(name)) for name, values in arrays.items()]
 
 
+def named_as_in_module(
+    arrays: Mapping[str, Array],
+    graph_arrays: Mapping[str, Array],
+    module_arrays: Mapping[str, Array],
+) -> dict[str, Array]:
+    """Give a graph's arrays the names, and the orientation, that a module has them under.
+
+    Exporters turn matrices and number what they make; the same steps for the same architecture.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray
+        Of the graph to be named.
+    graph_arrays, module_arrays : mapping of str to ndarray
+        Of another graph of that architecture, and of the module that it was exported from: what
+        is equal there has the same name here.
+    """
+    known: dict[tuple[tuple[int, ...], bytes], tuple[str, bool]] = {}
+    for name, values in module_arrays.items():
+        if values.ndim == 2:
+            known.setdefault((values.T.shape, values.T.tobytes()), (name, True))
+        known[values.shape, values.tobytes()] = name, False
+    found = {}
+    for name, values in arrays.items():
+        there = graph_arrays.get(name)
+        same = None if there is None else known.get((there.shape, there.tobytes()))
+        if name in module_arrays or same is None:
+            found[name] = values
+        else:
+            found[same[0]] = values.T if same[1] else values
+    return found
+
+
 def _facts(name: str, values: Array, dense: Array | None) -> LayerFacts:
     entries = values.size if dense is None else max(dense.size, values.size)
     nonzero = int(np.count_nonzero(values))

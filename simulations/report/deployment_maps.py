@@ -206,7 +206,10 @@ def _draw_layers(
         [wrapped(model.name, longest) for model in models],
         ha="left",
     )
-    axes.set_yticks([row + 0.5 for row in range(len(layers))], [shortened(n, 22) for n in layers])
+    axes.set_yticks(
+        [row + 0.5 for row in range(len(layers))],
+        [shortened(n.removesuffix(".weight"), 26) for n in layers],
+    )
     _bare(axes)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from simulations.explain.layers import MOST_BLOCKS, layer_facts
+from simulations.explain.layers import MOST_BLOCKS, layer_facts, named_as_in_module
 from simulations.explain.saliency import map_shape, occlusion_maps, places, similarity
 
 RNG = np.random.default_rng(0)
@@ -36,6 +36,15 @@ def test_zeros_and_what_was_taken_out_are_sparsity() -> None:
 def test_another_architecture_is_beside_nothing() -> None:
     (own,) = layer_facts({"w": np.array([[0.0, 1.0]])}, None)
     assert (own.dense_shape, own.error, own.sparsity) == (None, None, 0.5)
+
+
+def test_what_an_exporter_turned_and_numbered_has_its_name_back() -> None:
+    module = {"query.weight": RNG.normal(size=(4, 3)), "norm.bias": np.zeros(3)}
+    graph = {"val_1": module["query.weight"].T, "norm.bias": module["norm.bias"]}
+    changed = {"val_1": graph["val_1"] + 1, "norm.bias": np.ones(3), "val_9": np.ones((2, 2))}
+    named = named_as_in_module(changed, graph, module)
+    assert named.keys() == {"query.weight", "norm.bias", "val_9"}
+    np.testing.assert_array_equal(named["query.weight"], module["query.weight"] + 1)
 
 
 @given(
