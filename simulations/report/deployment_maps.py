@@ -6,21 +6,19 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import PathPatch, Rectangle
-from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 
 from simulations.explain.explained import Blocks, Explanation, LayerFacts
 from simulations.report.bars import shortened
 from simulations.report.deployment import DeployedModel, Deployment
 from simulations.report.figure import Figure
-from simulations.report.style import GRID, INK, SERIES
+from simulations.report.mosaic import mosaic
+from simulations.report.style import INK, SERIES
 
 TextOf = Callable[[LayerFacts], str]
 BlocksOf = Callable[[LayerFacts], Blocks | None]
 Scale = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
-LEVELS = 8
 SMALLEST_ERROR = 1e-6
 LEAST_SPARSITY = 0.05
 """A model of which no matrix has more zeros is not drawn for them: rounding makes a few."""
@@ -37,61 +35,6 @@ def map_figures(deployment: Deployment) -> list[Figure]:
         figure for figure in (_sparsity_figure(others), _error_figure(others)) if figure is not None
     ]
     return [*figures, *_saliency_figures(deployment)]
-
-
-def mosaic(
-    axes: Axes,
-    values: NDArray[np.float64],
-    corner: tuple[float, float],
-    size: tuple[float, float],
-    color: str,
-) -> None:
-    """Draw a matrix as cells of one colour, the more opaque the larger the value.
-
-    Parameters
-    ----------
-    axes
-        Where to draw, y pointing down.
-    values
-        Shape (rows, columns), 0 to 1.
-    corner, size
-        Left and upper end, width and height, in data coordinates.
-    color
-        Of cells whose value is 1.
-    """
-    rows, columns = values.shape
-    width, height = size[0] / columns, size[1] / rows
-    levels = np.rint(np.clip(values, 0, 1) * LEVELS).astype(int)
-    for level in range(1, LEVELS + 1):
-        bars = _bars(levels == level)
-        if not bars:
-            continue
-        outline = Outline.make_compound_path(
-            *(
-                _rectangle(
-                    (corner[0] + start * width, corner[1] + row * height),
-                    ((end - start) * width, height),
-                )
-                for row, start, end in bars
-            )
-        )
-        # One path for a level: the page stays small, and cells side by side leave no seam.
-        axes.add_patch(
-            PathPatch(outline, facecolor=color, alpha=level / LEVELS, edgecolor="none", linewidth=0)
-        )
-    axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=GRID, linewidth=0.8))
-
-
-def _bars(chosen: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
-    """Join cells side by side: row, first column, column after the last."""
-    edges = np.diff(np.pad(chosen.astype(int), ((0, 0), (1, 1))), axis=1)
-    starts, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
-    return [(int(a[0]), int(a[1]), int(b[1])) for a, b in zip(starts, ends, strict=True)]
-
-
-def _rectangle(corner: tuple[float, float], size: tuple[float, float]) -> Outline:
-    (x, y), (width, height) = corner, size
-    return Outline([(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)])
 
 
 def _layers(model: DeployedModel) -> dict[str, LayerFacts]:
