@@ -266,6 +266,29 @@ def export(
     )
 
 
+@app.command(name="explain")
+def explain_(
+    folder: Annotated[Path, typer.Argument()],
+    cell: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL-seedK", help="One cell.", show_default="all that are finished"),
+    ] = None,
+    rows: Annotated[
+        int, typer.Option(metavar="N", help="Test rows that models answer, at most.")
+    ] = 10_000,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of data sets.", show_default="as in the run")
+    ] = None,
+) -> None:
+    """Say what each model file of a run costs and why: size, time, accuracy, calibration, layers.
+
+    FOLDER is the folder of a run, which was its --out.
+    """
+    from simulations.cli.explain import explain_command
+
+    explain_command(folder, cell=cell, rows=rows, data_dir=data_dir)
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[Listing | None, typer.Argument()] = None,

@@ -8,6 +8,9 @@ from simulations.report.style import CSS_VARIABLES
 
 _ID = re.compile(r'(?<=\bid=")([^"]+)(?=")|(?<=url\(#)([^)]+)(?=\))|(?<=href="#)([^"]+)(?=")')
 
+_OUTLINE = re.compile(r' d="[^"]*"')
+_LONG = re.compile(r"-?\d+\.\d{3,}")  # finer than anybody sees, but everybody loads
+
 _KEY_MARKERS = {
     "o": '<circle cx="18" cy="8" r="4.2"/>',
     "s": '<rect x="14" y="4" width="8" height="8"/>',
@@ -30,6 +33,7 @@ def inline_svg(figure: Figure) -> str:
     svg = svg[svg.index("<svg") :]
     for unwanted in (r"<!--.*?-->", r"<metadata>.*?</metadata>", r"<style.*?</style>"):
         svg = re.sub(unwanted, "", svg, flags=re.DOTALL)
+    svg = _OUTLINE.sub(lambda found: _LONG.sub(lambda n: f"{float(n[0]):.2f}", found[0]), svg)
     svg = re.sub(r' id="series-(\d+)-[^"]*"', r' class="series series-\1"', svg)
     svg = _ID.sub(lambda found: f"{figure.name}-{found[0]}", svg)
     for color, variable in CSS_VARIABLES.items():

@@ -9,6 +9,8 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from simulations.report.deployment import Deployment
+from simulations.report.deployment_page import deployment_parts
 from simulations.report.figure import Figure
 from simulations.report.inline import inline_svg, key_svg
 from simulations.report.run import Run, rows_of
@@ -32,7 +34,13 @@ ACCEPTED_LOSS_POINTS = 1.0
 """A saving is a headline only where accuracy stays within this of the first row."""
 
 
-def page(run: Run, summary: pd.DataFrame, figures: Sequence[Figure]) -> str:
+def page(
+    run: Run,
+    summary: pd.DataFrame,
+    figures: Sequence[Figure],
+    deployment: Deployment | None = None,
+    deployment_figures: Sequence[Figure] = (),
+) -> str:
     """Return `report.html`: one file, nothing loaded from anywhere."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -57,6 +65,12 @@ def page(run: Run, summary: pd.DataFrame, figures: Sequence[Figure]) -> str:
         single_seed=has_results and int(summary["seeds_finished"].max()) == 1,
         figures=drawn,
         keys=[(run.labels.index(key.text), key.text, Markup(key_svg(key))) for key in keys],  # noqa: S704
+        deployment=None
+        if deployment is None
+        else {
+            **deployment_parts(deployment),
+            "figures": [_figure_parts(figure) for figure in deployment_figures],
+        },
         dense=_dense_model(run),
         strategies=summary[["label", "method", "uplink", "downlink"]].to_dict("records"),
         student_headings=STUDENT_HEADINGS,

@@ -57,6 +57,15 @@ def ratio_text(value: float) -> str:
     return NOT_AVAILABLE if math.isnan(value) else f"{number_text(value)}×"
 
 
+def count_text(value: float) -> str:
+    """Write a count in three figures: `950`, `114 k`, `1.82 M`."""
+    for unit in ("", " k", " M", " G"):
+        if abs(value) < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:,.3g} T"
+
+
 def bytes_text(value: float) -> str:
     """Write `1.2 MB`, with 1 kB = 1000 B."""
     for unit in ("B", "kB", "MB", "GB"):

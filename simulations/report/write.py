@@ -5,6 +5,8 @@ from pathlib import Path
 from simulations.records import write_whole
 from simulations.report.bars import direction_figure, stream_figure
 from simulations.report.curves import curve_figures
+from simulations.report.deployment import load_deployment
+from simulations.report.deployment_figures import deployment_figures
 from simulations.report.figure import FORMATS, Figure, render
 from simulations.report.page import page
 from simulations.report.run import Run, load_run
@@ -35,8 +37,10 @@ def write_report(folder: str | Path) -> Path:
     run = load_run(folder)
     summary = summary_table(run)
     figures = all_figures(run)
+    deployment = load_deployment(run)
+    deployed = [] if deployment is None else deployment_figures(deployment)
     if not run.results.empty:
-        for figure in figures:
+        for figure in [*figures, *deployed]:
             for file_format in FORMATS:
                 path = run.folder / "figures" / f"{figure.name}.{file_format}"
                 _write(path, render(figure, file_format))
@@ -47,7 +51,7 @@ def write_report(folder: str | Path) -> Path:
     ):
         _write(run.folder / "tables" / f"results.{ending}", text.encode("utf-8"))
     report = run.folder / "report.html"
-    _write(report, page(run, summary, figures).encode("utf-8"))
+    _write(report, page(run, summary, figures, deployment, deployed).encode("utf-8"))
     return report
 
 
@@ -63,7 +67,7 @@ def current_report(folder: str | Path) -> Path | None:
 
 
 def all_figures(run: Run) -> list[Figure]:
-    """Return every figure of a report, in the page's order."""
+    """Return every figure of how a run trained, in the page's order."""
     bars, seconds = [direction_figure(run), stream_figure(run)], seconds_figure(run)
     if seconds.rows:  # older records say nothing of it
         bars.append(seconds)

@@ -186,6 +186,105 @@ def write_cell(
     return cell
 
 
+def explanation(label: str, seed: int) -> dict[str, Any]:
+    """Return an `explain.json` as `fedcompress explain` writes it: dense, student, int8, pruned."""
+    return {
+        "version": 1,
+        "label": label,
+        "seed": seed,
+        "rows": 1000,
+        "class_rows": [250, 250, 250, 250],
+        "class_names": ["0", "1", "2", "<3>"],
+        "turns": {"1": 60, "64": 40},
+        "calls": {"1": {"dense": 20}, "64": {"dense": 1}},
+        "order": ["dense", "student", "int8.onnx", "pruned.safetensors"],
+        "machine": {"processor": "2 cores", "cores": 2},
+        "versions": {"onnxruntime": "1.30.0"},
+        "samples": [
+            {
+                "label": 1,
+                "answer": 2,
+                "shape": [2, 2],
+                "pixels": [[0.0, 1.0], [0.5, 0.2]],
+                "text": "",
+            }
+        ],
+        "models": [
+            explained("dense", "dense", seed, size=40_000, speedup=1.0, right=0.9),
+            explained("student", "student", seed, size=4_000, speedup=4.0, right=0.88),
+            explained("int8.onnx", "onnx", seed, size=11_000, speedup=2.0, right=0.899),
+            explained(
+                "pruned.safetensors", "safetensors", seed, size=40_000, speedup=1.0, zero=0.5
+            ),
+        ],
+        "problems": [{"file": "exports/cut.onnx", "reason": "onnxruntime cannot run it: <cut>"}],
+    }
+
+
+def explained(
+    name: str,
+    kind: str,
+    seed: int,
+    *,
+    size: int,
+    speedup: float,
+    right: float = 0.9,
+    zero: float = 0.0,
+) -> dict[str, Any]:
+    """Return one model of an `explain.json`."""
+    us = (100.0 + seed) / speedup
+    latency = {"cpu_us": us, "cpu_us_low": us - 1, "cpu_us_high": us + 2, "wall_us": 2 * us}
+    dense = kind == "dense"
+    layer = {
+        "name": "layers.1.weight",
+        "shape": [4, 8],
+        "dense_shape": None if kind in ("dense", "student") else [4, 8],
+        "nonzero": round(32 * (1 - zero)),
+        "sparsity": zero,
+        "error": None if kind in ("dense", "student") else 1e-4 + zero / 4,
+        "kept_blocks": [[1.0, 1 - zero], [1 - zero, 1.0]],
+        "error_blocks": None if kind in ("dense", "student") else [[0.0, 1e-4], [1e-2, zero]],
+    }
+    return {
+        "name": name,
+        "kind": kind,
+        "file": f"exports/{name}",
+        "recipe": {"prune": {"rows": 0.0, "entries": 0.5}, "quantize": "int8", "tune": 0}
+        if "int8" in name
+        else {},
+        "verified": True if "int8" in name else None,
+        "file_bytes": size,
+        "parameters": size // 4,
+        "nonzero": round(size // 4 * (1 - zero)),
+        "multiply_adds": size // 5,
+        "latency": {
+            "1": {**latency, "speedup": speedup},
+            "64": {**latency, "speedup": speedup},
+        },
+        "kernels": {"QGemm": 2} if "int8" in name else {"Gemm": 2},
+        "accuracy": right + 0.002 * seed,
+        "per_class_accuracy": [right, right - 0.04 * (not dense), None, 0.9],
+        "gained": 0 if dense else 10,
+        "lost": 0 if dense else 10 + round(1000 * (0.9 - right)),
+        "agreement": 1.0 if dense else 0.96,
+        "nll": 0.4,
+        "ece": 0.02,
+        "reliability": [[0.5, 0.45, 100], [0.95, 0.92, 890], [0.99, 1.0, 10]],
+        "saliency_similarity": 1.0 if dense else 0.83,
+        "saliency_maps": [[1.0, -0.2, 0.5, 0.1]],
+        "layers": [layer],
+    }
+
+
+def write_explanations(folder: Path, label: str = "Quantized + distilled") -> None:
+    """Explain the finished cells of one strategy."""
+    for result in folder.glob("cells/*/result.json"):
+        told = json.loads(result.read_text("utf-8"))
+        if told["label"] == label:
+            text = json.dumps(explanation(label, told["seed"]))
+            (result.parent / "explain.json").write_text(text, "utf-8")
+
+
 def write_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
     """Write JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -243,6 +342,20 @@ def make_run(tmp_path: Path) -> MakeRun:
 def module_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write one run folder for the tests of a module that only read it."""
     return write_run(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture(scope="module")
+def explained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write one run folder in which the models of one strategy are explained."""
+    folder = write_run(tmp_path_factory.mktemp("explained") / "run", seeds=(1, 2))
+    write_explanations(folder)
+    return folder
+
+
+@pytest.fixture
+def explain() -> Callable[[Path], None]:
+    """Return a function that explains cells of a run's folder."""
+    return write_explanations
 
 
 @pytest.fixture

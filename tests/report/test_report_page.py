@@ -70,9 +70,10 @@ class Page(HTMLParser):
         self.loads += [str(values[name]) for name in LOADS if name in values]
 
 
-@pytest.fixture(scope="module")
-def report(module_run: Path) -> Path:
-    return write_report(module_run)
+@pytest.fixture(scope="module", params=["module_run", "explained_run"])
+def report(request: pytest.FixtureRequest) -> Path:
+    """The page of a run, without and with models for deployment."""
+    return write_report(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
