@@ -129,7 +129,7 @@ def _held_mask(
     held = kept.get(MASK_VERSION_KEY) if isinstance(kept, ConfigRecord) else None
     if not isinstance(kept, ConfigRecord) or held != version:
         raise PayloadError(
-            f"mask {version}: this client holds {'none' if held is None else held}; {NEEDS_MASK}"
+            f"mask {version}: this client holds {'none' if held is None else repr(held)}; {NEEDS_MASK}"
         )
     data, shapes = _said(kept)
     claimed = sum(math.prod(shape) for shape in _shapes(shapes).values())

@@ -10,6 +10,7 @@ from fedcompress.pruning.importance import (
     fisher,
     magnitude,
     remember,
+    sensitivity,
     taylor,
 )
 from fedcompress.pruning.mask_code import decode_mask, encode_mask
@@ -35,6 +36,7 @@ __all__ = [
     "pack",
     "remember",
     "rows",
+    "sensitivity",
     "taylor",
     "unfold",
     "unpack",

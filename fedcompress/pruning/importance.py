@@ -124,7 +124,34 @@ def remember(
             continue
         for prefix, now in ((_UPDATE, x), (_SQUARE, x.square())):
             before = state.get(prefix + name)
-            known = before is not None and before.shape == now.shape
             # The first update begins the mean: a start at 0 would only scale all scores.
-            after[prefix + name] = torch.lerp(now, before, decay) if known else now.clone()
+            after[prefix + name] = now.clone() if before is None else torch.lerp(now, before, decay)
     return after
+
+
+def sensitivity(
+    state: Mapping[str, Tensor], mask: Mapping[str, Tensor]
+) -> dict[str, tuple[float, int]]:
+    """Give how sensitive the loss is to an error in an entry of each array.
+
+    Parameters
+    ----------
+    state : Mapping[str, Tensor]
+        What `remember` gave.
+    mask : Mapping[str, Tensor]
+        bool, which entries of some arrays are kept; of the others all are.
+
+    Returns
+    -------
+    dict of str to tuple of float and int
+        Mean of the squared updates over the kept entries of each array, and how many these are.
+    """
+    found = {}
+    for key, squares in state.items():
+        if not key.startswith(_SQUARE):
+            continue
+        name = key.removeprefix(_SQUARE)
+        kept = squares[mask[name]] if name in mask else squares.reshape(-1)
+        mean = float(kept.double().mean()) if kept.numel() else 0.0
+        found[name] = mean, kept.numel()
+    return found

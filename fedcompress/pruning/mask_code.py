@@ -6,15 +6,16 @@ for each array: checked by magic, version, layout and checksum before anything i
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fedcompress.coders.index_sets import decode_index_set, encode_index_set
+from fedcompress.coders.entropy import Entropy
 from fedcompress.errors import PayloadError
+from fedcompress.streams import IndexForm, IndexSet
 from fedcompress.wire import Section, SectionReader, write_payload
 
-_SPEC = "mask"
+MASK_SPEC = "mask"
+_CODER = Entropy()
 
 
 def encode_mask(mask: Mapping[str, Tensor]) -> bytes:
@@ -33,9 +34,10 @@ def encode_mask(mask: Mapping[str, Tensor]) -> bytes:
     """
     sections = []
     for x in mask.values():
-        kept = np.flatnonzero(x.cpu().numpy())
-        sections.append(Section("index", encode_index_set(kept, x.numel(), tuple(x.shape))))
-    return write_payload(sections, _SPEC, _as_masks(mask))
+        kept = torch.nonzero(x.reshape(-1)).reshape(-1)
+        stream = IndexSet(kept, x.numel(), tuple(x.shape))
+        sections.append(Section(stream.kind, _CODER.encode(stream)))
+    return write_payload(sections, MASK_SPEC, _as_masks(mask))
 
 
 def decode_mask(data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,18 +60,27 @@ def decode_mask(data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     PayloadError
         If the bytes are damaged, or were made for other arrays.
     """
-    reader = SectionReader(data, _SPEC, _as_masks(like))
+    reader = SectionReader(data, MASK_SPEC, _as_masks(like))
+    masks = read_masks(reader, like)
+    reader.finish()
+    return masks
+
+
+def read_masks(reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read the sections of a coded mask; see `decode_mask`."""
     masks = {}
     for name, x in like.items():
-        kept = decode_index_set(reader.take("index"), x.numel(), tuple(x.shape))
-        if kept.size and not 0 <= int(kept[0]) <= int(kept[-1]) < x.numel():
+        form = IndexForm(x.numel(), tuple(x.shape))
+        stream = _CODER.decode(reader.take(form.kind), form)
+        assert isinstance(stream, IndexSet)
+        kept = stream.indices
+        if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < x.numel():
             raise PayloadError(
                 f"mask: positions of {name!r} lie beyond its {x.numel()}; the bytes are damaged"
             )
-        flat = np.zeros(x.numel(), np.bool_)
-        flat[kept] = True
-        masks[name] = torch.from_numpy(flat.reshape(tuple(x.shape)))
-    reader.finish()
+        masks[name] = torch.zeros(x.numel(), dtype=torch.bool)
+        masks[name][kept] = True
+        masks[name] = masks[name].reshape(x.shape)
     return masks
 
 

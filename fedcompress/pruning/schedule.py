@@ -70,9 +70,8 @@ class Schedule:
         return within and (round == self.last or (round - self.first) % self.every == 0)
 
 
-def _check_share(setting: str, value: float, most: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value <= most:
-        share = number and 1 < value < 100
-        mend = f"; did you mean {value / 100:g}?" if share else ""
+def _check_share(setting: str, value: object, most: float) -> None:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not 0 <= number <= most:
+        mend = f"; did you mean {number / 100:g}?" if 1 < number < 100 else ""
         raise ConfigError(f"prune: {setting} must be in [0, {most}], got {value!r}{mend}")
