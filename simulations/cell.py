@@ -9,19 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, final
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, ValidationError, field_validator, model_validator
 
-from fedcompress.checks import near
 from fedcompress.errors import ConfigError
+from simulations.model_settings import ModelSettings
 from simulations.settings import (
+    Count,
+    CountOrNone,
     Fraction,
+    NotEmpty,
+    NotNegative,
+    Positive,
     Scalar,
     Section,
     Seed,
@@ -31,31 +29,10 @@ from simulations.settings import (
     flatten,
     unflatten,
 )
+from simulations.strategy_settings import StrategySettings
 
 if TYPE_CHECKING:
-    from strategies import Method
-
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
-
-
-def canonical_spec(spec: str) -> str:
-    """Write a compressor spec in the one form that legends and records use.
-
-    Raises
-    ------
-    SpecError
-        If it cannot be parsed.
-    """
-    from fedcompress import parse
-
-    return str(parse(spec))
-
-
-Spec = Annotated[str, AfterValidator(canonical_spec)]
-NotEmpty = Annotated[str, Field(min_length=1)]
+    from simulations.training import TrainingOptions
 
 
 def _absolute(folder: str | None) -> str | None:
@@ -91,31 +68,9 @@ class PartitionSettings(Section):
         return self
 
 
-def _check_model(name: str) -> str:
-    from simulations.models import MODELS
-
-    if name not in MODELS:
-        raise ValueError(
-            f"must be one of {', '.join(MODELS)}, got {name!r}; {near(name, list(MODELS))}"
-        )
-    return name
-
-
-ModelName = Annotated[str, AfterValidator(_check_model)]
-
-
-@final
-class ModelSettings(Section):
-    """Which model; `hidden` is for the MLP and the LSTM, `width` scales any."""
-
-    name: ModelName = "mlp"
-    hidden: Widths = (200, 200)
-    width: Positive = 1.0
-
-
 @final
 class TrainingSettings(Section):
-    """How a client trains."""
+    """How a client trains; after each of the rounds `milestones` it learns `decay` as fast."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: Positive = 0.05
@@ -124,17 +79,32 @@ class TrainingSettings(Section):
     local_epochs: Count = 1
     batch_size: Count = 32
     proximal_mu: NotNegative = 0.0
+    milestones: Widths = ()
+    decay: Positive = 0.1
     path: Literal["auto", "eager", "compiled", "cohort"] = "auto"
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        from simulations.training import TrainingOptions
-
         try:
-            TrainingOptions(**self.model_dump(exclude={"path"}))
+            self.options()
         except ConfigError as error:
             raise ValueError(f".{str(error).removeprefix('training: ')}") from error
         return self
+
+    def options(self, server_round: int = 1, proximal_mu: float | None = None) -> "TrainingOptions":
+        """Give how clients train in a round, with another `proximal_mu` if the server says so."""
+        from simulations.training import TrainingOptions
+
+        passed = sum(server_round > milestone for milestone in self.milestones)
+        return TrainingOptions(
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate * self.decay**passed,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            local_epochs=self.local_epochs,
+            batch_size=self.batch_size,
+            proximal_mu=self.proximal_mu if proximal_mu is None else proximal_mu,
+        )
 
 
 @final
@@ -150,132 +120,30 @@ class FederationSettings(Section):
 class ProxySettings(Section):
     """Unlabelled inputs to distil on.
 
-    Without `data` they are `samples` training rows that no client of any strategy trains on;
-    with `data`, the first rows of that data set's training part.
+    Held out, they are `samples` training rows that no client of any strategy trains on; with
+    `data`, the first rows of that data set's training part. `kind` unset follows from `data`.
     """
 
+    kind: Literal["held_out", "data", "noise", "statistics", "generator"] | None = None
     data: TextOrUnset = None
     samples: CountOrNone = 0
-
-
-def _as_table(value: object) -> object:
-    return {"enabled": value} if isinstance(value, bool) else value
-
-
-@final
-class DistillSettings(Section):
-    """Ensemble distillation in each round; `enabled` unset leaves it to the method."""
-
-    enabled: bool | None = None
-    temperature: Positive = 1.0
-    steps: Count = 200
-    batch_size: Count = 128
-    learning_rate: Positive = 1e-3
-    patience: Count = 50
-    holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    weighting: Literal["uniform", "examples"] = "uniform"
-
-
-@final
-class StudentSettings(Section):
-    """A smaller model distilled from the global model when training is over."""
-
-    name: ModelName = "mlp"
-    hidden: Widths = (32,)
-    width: Positive = 1.0
-    temperature: Positive = 2.0
-    steps: Count = 1000
-    batch_size: Count = 128
-    learning_rate: Positive = 3e-3
-    patience: Count = 200
-    holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-
-def _check_rule(name: str | None) -> str | None:
-    from strategies.methods import check_server
-
-    try:
-        return None if name is None else check_server(name)
-    except ConfigError as error:
-        said = str(error).removeprefix("server: ")
-        raise ValueError(f"must be a server rule: {said}") from error
-
-
-def _check_not_empty(options: dict[str, Scalar]) -> dict[str, Scalar]:
-    for name, value in options.items():
-        if value == "":
-            raise ValueError(f".{name} must not be empty; leave it out")
-    return options
-
-
-def _check_own(options: dict[str, Scalar]) -> dict[str, Scalar]:
-    from strategies.methods import is_of_federation
-
-    for name in options:
-        if is_of_federation(name):
-            raise ValueError(f".{name} is set by the study; who takes part is federation.fraction")
-    return options
-
-
-Options = Annotated[dict[str, Scalar], AfterValidator(_check_not_empty)]
-
-
-@final
-class StrategySettings(Section):
-    """What is compared: a published method, and what replaces parts of it.
-
-    `server`, `uplink`, `downlink` and `distill` take the place of what the method says.
-    """
-
-    label: str = ""
-    method: str = "fedavg"
-    method_options: Options = Field(default_factory=dict)
-    server: Annotated[TextOrUnset, AfterValidator(_check_rule)] = None
-    server_options: Annotated[Options, AfterValidator(_check_own)] = Field(default_factory=dict)
-    uplink: Spec | None = None
-    downlink: Spec | None = None
-    distill: Annotated[DistillSettings, BeforeValidator(_as_table)] = DistillSettings()
-    student: StudentSettings | None = None
+    augment: Literal["none", "shift", "mixup"] = "none"
 
     @model_validator(mode="after")
-    def _check_method(self) -> Self:
-        self.check_server()
+    def _check_kind(self) -> Self:
+        if self.kind == "data" and self.data is None:
+            raise ValueError('.data must name a data set with kind = "data", got none')
+        if self.kind not in (None, "data") and self.data is not None:
+            raise ValueError(
+                f'.data is for kind = "data", got {self.data!r} with kind {self.kind!r}; leave one '
+                "of them out"
+            )
         return self
 
-    def check_server(self) -> None:
-        """Refuse a method, a server rule or an option that cannot work; raise `ConfigError`."""
-        from strategies.methods import build_server
-
-        build_server(self.server or self.published_method(), self.server_options)
-
-    def published_method(self) -> "Method":
-        """Look the method up, with its options."""
-        from strategies.methods import method
-
-        return method(self.method, **self.method_options)
-
     @property
-    def name(self) -> str:
-        """Label in tables and legends."""
-        return self.label or self.method
-
-    @property
-    def uplink_spec(self) -> str | None:
-        """Spec of what clients send; None for dense arrays."""
-        spec = self.uplink or self.published_method().uplink
-        return None if spec is None else canonical_spec(spec)
-
-    @property
-    def downlink_spec(self) -> str | None:
-        """Spec of what the server sends; None for the dense model."""
-        spec = self.downlink or self.published_method().downlink
-        return None if spec is None else canonical_spec(spec)
-
-    @property
-    def distills(self) -> bool:
-        """Whether the clients' models are distilled into the global one."""
-        enabled = self.distill.enabled
-        return self.published_method().distill if enabled is None else enabled
+    def source(self) -> str:
+        """Name where the inputs come from: `kind`, or what follows from `data`."""
+        return self.kind or ("held_out" if self.data is None else "data")
 
 
 @final

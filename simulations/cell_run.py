@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import safetensors.numpy
-import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import nn
@@ -25,14 +24,16 @@ from simulations.events import (
     Listener,
     RoundDone,
 )
+from simulations.exchanges.exchange import build_exchange
 from simulations.materials import materials_of
-from simulations.model_record import array_record, load_record, model_record, record_arrays
+from simulations.model_record import array_record, model_record, record_arrays
+from simulations.models import model_arrays
 from simulations.rounds import run_rounds
 from simulations.rows import before_training_row, client_rows, round_row, timeline_of
 from simulations.strategy import build_strategy
 from simulations.student import train_student
 from simulations.traffic import MeasuredGrid
-from simulations.training import Evaluation, choose_path, evaluate
+from simulations.training import Evaluation, evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -95,19 +96,19 @@ class _CellRun:
         self._folder = folder
         self._tell = tell
         self._materials = materials_of(cell)
-        self._strategy = build_strategy(cell, self._materials)
-        self._model = self._materials.new_model(cell.model, cell.seed)
+        self._exchange = build_exchange(cell, self._materials)
+        self._strategy = build_strategy(cell, self._materials, self._exchange)
         self._rounds_done = 0
         self.simulated = grid if isinstance(grid, SimulatedGrid) else None
         if self.simulated is not None:
             sizes = self._materials.partition.sizes()
             self.simulated.expect_sizes(lambda node_id: float(sizes[node_id - 1]))
-            self.simulated.expect_facts(self._materials.facts())
+            self.simulated.expect_facts(self._exchange.data_facts())
 
     def begin(self) -> ArrayRecord:
         """Start anew: record the model before training and give it."""
         self._tell(CellStarted(self._cell, 0))
-        arrays = model_record(self._model)
+        arrays = self._exchange.start()
         testing = time.perf_counter()
         row = before_training_row(self._test(arrays), time.perf_counter() - testing)
         self._folder.append(row, [])
@@ -127,7 +128,7 @@ class _CellRun:
         self, arrays: ArrayRecord, rounds_done: int, checkpoint_seconds: float
     ) -> ArrayRecord:
         """Run the rounds that are left, recording and saving; return the last model."""
-        cell, dense_bytes = self._cell, _dense_bytes(self._model)
+        cell, dense_bytes = self._cell, _dense_bytes(self._exchange.new_model())
         saved_at = time.perf_counter()
         if self.simulated is not None:
             self.simulated.on_reply = ClientsWatch(cell, self._tell)
@@ -169,12 +170,15 @@ class _CellRun:
                 f"strategy {cell.label!r}, seed {cell.seed}: no round had a usable update, so it "
                 f"has no result; the clients' first reason: {self._folder.first_reason()}"
             )
-        load_record(self._model, arrays)
+        model = self._exchange.model_of(arrays)
         student = None
         if cell.strategy.student is not None:
-            student, content = train_student(cell, self._materials, self._model)
+            student, content = train_student(cell, self._materials, model)
             self._folder.write_model("student.safetensors", content)
-        self._folder.write_model("model.safetensors", safetensors.numpy.save(record_arrays(arrays)))
+        model.to("cpu")
+        self._folder.write_model(
+            "model.safetensors", safetensors.numpy.save(dict(model_arrays(model)))
+        )
         tested = [r["accuracy"] for r in rows if r["round"] > 0 and r["accuracy"] is not None]
         result = {
             "label": cell.label,
@@ -183,13 +187,14 @@ class _CellRun:
             "rounds": cell.rounds,
             "final_accuracy": _mean(tested[-LAST_ROUNDS:]),
             "best_accuracy": max(tested, default=None),
-            "training_path": choose_path(
-                cell.training.path, self._model, self._materials.data, torch.device(cell.device)
-            ),
-            "parameters": sum(p.numel() for p in self._model.parameters()),
+            "training_path": self._exchange.path(),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "exchange": cell.strategy.exchange_name,
             "uplink": cell.strategy.uplink_spec,
             "downlink": cell.strategy.downlink_spec,
             "student": student,
+            "proxy": self._materials.proxy_facts(),
+            **self._exchange.facts(arrays),
             "total_seconds": time.perf_counter() - self._started,
             "finished": True,
         }
@@ -219,9 +224,8 @@ class _CellRun:
         return self._test(arrays) if due else None
 
     def _test(self, arrays: ArrayRecord) -> Evaluation:
-        load_record(self._model, arrays)
-        data = self._materials.data
-        return evaluate(self._model, data.test_x, data.test_y, data, device=self._cell.device)
+        data, model = self._materials.data, self._exchange.model_of(arrays)
+        return evaluate(model, data.test_x, data.test_y, data, device=self._cell.device)
 
 
 def _dense_bytes(model: nn.Module) -> int:

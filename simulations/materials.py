@@ -11,18 +11,16 @@ from torch import Tensor, nn
 
 from fedcompress import rng_for
 from fedcompress.errors import ConfigError
-from simulations.cell import (
-    Cell,
-    DataSettings,
-    ModelSettings,
-    PartitionSettings,
-    ProxySettings,
-    StudentSettings,
-)
+from simulations.cell import Cell, DataSettings, PartitionSettings, ProxySettings
 from simulations.data import FederatedData, load_data
 from simulations.drawn import DrawnPartition
+from simulations.model_settings import ModelSettings
 from simulations.models import build_model
 from simulations.partition import Partition, partition_data
+from simulations.strategy_settings import StudentSettings
+
+PROXY_SOURCES = ("held_out", "data")
+"""Where proxy data come from."""
 
 Rows = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
@@ -80,10 +78,21 @@ class Materials:
         }
 
     def proxy_inputs(self) -> Tensor:
-        """Unlabelled inputs to distil on, as models take them."""
+        """Unlabelled inputs to distil on, as models take them.
+
+        Raises
+        ------
+        ConfigError
+            If there are none, or they are of another shape.
+        """
         if self.proxy_mask is not None:
             rows = np.flatnonzero(self.proxy_mask)
             return self.data.inputs(self.data.train_x[rows])
+        if self.proxy.source != "data":
+            raise ConfigError(
+                f"proxy: there are no rows of kind {self.proxy.source!r} here, with proxy.samples "
+                f'= {self.proxy.samples}; set proxy.kind = "held_out" and proxy.samples = 1000, say'
+            )
         other = load_data(str(self.proxy.data), self.data_dir)
         if other.train_x.shape[1:] != self.data.train_x.shape[1:]:
             raise ConfigError(
@@ -91,6 +100,17 @@ class Materials:
                 f"{self.data.name} of {self.data.train_x.shape[1:]}; choose data of the same shape"
             )
         return other.inputs(other.train_x[: self.proxy.samples])
+
+    def proxy_facts(self) -> dict[str, Any] | None:
+        """Say of the proxy data where they come from, how many, and which; None without any."""
+        if self.proxy.samples == 0:
+            return None
+        inputs = self.proxy_inputs()
+        return {
+            "kind": self.proxy.source,
+            "rows": len(inputs),
+            "fingerprint": xxhash.xxh3_128(inputs.contiguous().numpy().tobytes()).hexdigest(),
+        }
 
     def new_model(self, settings: ModelSettings | StudentSettings, seed: int) -> nn.Module:
         """Build a model for these data, its weights drawn from the seed."""
@@ -133,7 +153,7 @@ def _load(
         samples_per_client=settings.samples_per_client,
     )
     held_out = None
-    if proxy.samples > 0 and proxy.data is None:
+    if proxy.samples > 0 and proxy.source == "held_out":
         held_out = _draw_proxy_rows(len(data.train_y), proxy.samples, seed)
         if isinstance(partition, DrawnPartition):
             partition = replace(partition, held_out=held_out)

@@ -7,6 +7,8 @@ import torch
 
 from fedcompress.errors import ConfigError
 from simulations.cell import Cell
+from simulations.exchanges.exchange import build_exchange
+from simulations.exchanges.kept_models import trained_model
 from simulations.materials import Materials, materials_of
 from simulations.strategy import build_strategy
 from strategies.student import count_parameters
@@ -41,7 +43,7 @@ def check_ready(cells: Sequence[Cell]) -> None:
         materials = materials_of(cell)
         if cell.label not in built:
             built.add(cell.label)
-            build_strategy(cell, materials)
+            build_strategy(cell, materials, build_exchange(cell, materials))
             _check_models(cell, materials)
 
 
@@ -72,7 +74,7 @@ def _found() -> str:
 
 def _check_models(cell: Cell, materials: Materials) -> None:
     """Build the global model and the student, which has to be the smaller."""
-    teacher = count_parameters(materials.new_model(cell.model, cell.seed))
+    teacher = count_parameters(trained_model(cell.model, materials, cell.seed))
     settings = cell.strategy.student
     if settings is None:
         return

@@ -50,20 +50,39 @@ def _check_fraction(value: float) -> float:
     return value
 
 
+def _check_share(value: float) -> float:
+    if not 0 <= value < 1:
+        mend = f"; did you mean {value / 100:g}?" if 1 <= value < 100 else ""
+        raise ValueError(f"must be in [0, 1), got {value:g}{mend}")
+    return value
+
+
 def _split(value: object) -> object:
     # A run configuration of Flower has no lists: "200,200" stands for [200, 200].
     # An empty list is "[]" there, since an empty text means that the key is not set.
     if isinstance(value, str):
         inside = value.strip().removeprefix("[").removesuffix("]")
         return [part.strip() for part in inside.split(",") if part.strip()]
-    return [value] if isinstance(value, int) else value
+    return [value] if isinstance(value, int | float) else value
 
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+NotEmpty = Annotated[str, Field(min_length=1)]
 
 Fraction = Annotated[float, AfterValidator(_check_fraction)]
 """A number in (0, 1]."""
 
 Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)]
 """Widths of hidden layers: a list, or "200,200" and "[]" where there are no lists."""
+
+Fractions = Annotated[tuple[Fraction, ...], BeforeValidator(_split)]
+"""Numbers in (0, 1]: a list, or "1.0,0.5" where there are no lists."""
+
+Share = Annotated[float, AfterValidator(_check_share)]
+"""A number in [0, 1)."""
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """A seed; Flower's run configuration carries 64 bits with a sign."""

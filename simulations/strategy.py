@@ -1,26 +1,42 @@
-"""Build a cell's strategy: compression around distillation around a Flower server rule."""
+"""Build a cell's strategy: compression around the exchange's part around a Flower server rule."""
+
+import inspect
+from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
 from fedcompress import Compressed
+from fedcompress.errors import ConfigError
 from simulations.cell import Cell
-from simulations.materials import Materials
+from simulations.exchanges.exchange import Exchange
+from simulations.materials import PROXY_SOURCES, Materials
+from simulations.strategy_settings import DistillSettings
 from strategies import Distilled, build_server
 
 
-def build_strategy(cell: Cell, materials: Materials) -> Compressed:
+def build_strategy(cell: Cell, materials: Materials, exchange: Exchange) -> Compressed:
     """Wrap the pieces that a cell names around each other.
+
+    Parameters
+    ----------
+    cell : Cell
+        What is to run.
+    materials : Materials
+        On which data.
+    exchange : Exchange
+        The server's end, which wraps the rule.
 
     Raises
     ------
     ConfigError
         If a rule, an option or a spec cannot work.
     """
+    _check_proxy(cell)
     settings = cell.strategy
     clients = materials.partition.num_clients
     inner: Strategy = build_server(
         settings.server or settings.published_method(),
-        settings.server_options,
+        {**_weights(exchange), **settings.server_options},
         fraction_train=cell.federation.fraction,
         fraction_evaluate=0.0,
         # Rounded here, because 100 × 0.29 truncates to 28 clients.
@@ -28,21 +44,62 @@ def build_strategy(cell: Cell, materials: Materials) -> Compressed:
         min_available_nodes=clients,
     )
     if settings.distills:
-        chosen = settings.distill
+        if not exchange.distils:
+            raise ConfigError(
+                f"strategies.{cell.label}.distill: the exchange {settings.exchange_name!r} sends "
+                "no models to learn from; set distill = false"
+            )
         inner = Distilled(
             inner,
-            model=lambda: materials.new_model(cell.model, cell.seed),
+            model=exchange.new_model,
             proxy=materials.proxy_inputs(),
-            temperature=chosen.temperature,
-            steps=chosen.steps,
-            batch_size=chosen.batch_size,
-            learning_rate=chosen.learning_rate,
-            patience=chosen.patience,
-            holdout_fraction=chosen.holdout_fraction,
-            weighting=chosen.weighting,
             seed=cell.seed,
             device=cell.device,
+            **_distillation(cell),
         )
     return Compressed(
-        inner, uplink=settings.uplink_spec, downlink=settings.downlink_spec, seed=cell.seed
+        exchange.strategy(inner),
+        uplink=settings.uplink_spec,
+        downlink=settings.downlink_spec,
+        seed=cell.seed,
     )
+
+
+def _weights(exchange: Exchange) -> dict[str, object]:
+    """Tell a rule by which metric the exchange has replies weighed, if not by Flower's own."""
+    usual = exchange.weighted_by == Exchange.weighted_by
+    return {} if usual else {"weighted_by_key": exchange.weighted_by}
+
+
+def _distillation(cell: Cell) -> dict[str, Any]:
+    """Give the settings of `Distilled`, and refuse one that it does not have."""
+    chosen = cell.strategy.distill.model_dump(exclude={"enabled"})
+    known = inspect.signature(Distilled).parameters
+    usual = DistillSettings().model_dump()
+    for name, value in chosen.items():
+        if name not in known and value != usual[name]:
+            raise ConfigError(
+                f"strategies.{cell.label}.distill.{name}: distillation here has no such setting, "
+                f"got {value!r}; leave it out"
+            )
+    return {name: value for name, value in chosen.items() if name in known}
+
+
+def _check_proxy(cell: Cell) -> None:
+    """Refuse what is asked of proxy data and nothing does."""
+    if cell.proxy.source not in PROXY_SOURCES:
+        raise ConfigError(
+            f"proxy.kind: there are no proxy data of kind {cell.proxy.source!r} here; "
+            f"known: {', '.join(PROXY_SOURCES)}"
+        )
+    if cell.proxy.augment != "none":
+        raise ConfigError(
+            f"proxy.augment: proxy data are not changed here, got {cell.proxy.augment!r}; "
+            'leave it "none"'
+        )
+    student = cell.strategy.student
+    if student is not None and student.teacher != "global":
+        raise ConfigError(
+            f"strategies.{cell.label}.student.teacher: only the global model teaches here, got "
+            f'{student.teacher!r}; set "global"'
+        )

@@ -12,17 +12,16 @@ from fedcompress.checks import near
 from fedcompress.errors import ConfigError
 from simulations.cell import (
     Cell,
-    Count,
     DataSettings,
     FederationSettings,
-    ModelSettings,
     PartitionSettings,
     ProxySettings,
-    StrategySettings,
     TrainingSettings,
 )
+from simulations.model_settings import ModelSettings
 from simulations.overrides import apply_overrides
-from simulations.settings import Section, Seed, TextOrUnset, config_error
+from simulations.settings import Count, Section, Seed, TextOrUnset, config_error
+from simulations.strategy_settings import StrategySettings
 
 STUDIES = Path(__file__).parent / "studies"
 

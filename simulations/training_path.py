@@ -6,10 +6,11 @@ import torch
 
 from fedcompress.errors import ConfigError
 from simulations.cell import Cell
+from simulations.exchanges.exchange import exchange_kind
+from simulations.exchanges.kept_models import trained_model
 from simulations.materials import materials_of
 from simulations.records import read_json, write_json
 from simulations.training import (
-    TrainingOptions,
     TrainingPath,
     choose_path,
     faster_path,
@@ -38,14 +39,13 @@ def with_training_path(cell: Cell, study_folder: Path) -> Cell:
         "training": cell.training.model_dump(mode="json"),
     }
     materials = materials_of(cell)
-    model = materials.new_model(cell.model, cell.seed)
+    model = trained_model(cell.model, materials, cell.seed)
     device = torch.device(cell.device)
     known = read_json(study_folder / _FILE)
     if known is None or known["about"] != about:
         path: TrainingPath = choose_path(cell.training.path, model, materials.data, device)
         if has_no_rule(cell.training.path, model, materials.data, device):
-            options = TrainingOptions(**cell.training.model_dump(exclude={"path"}))
-            path = faster_path(model, materials.data, options, device)
+            path = faster_path(model, materials.data, cell.training.options(), device)
         known = {"about": about, "path": path}
         write_json(study_folder / _FILE, known)
     kept: TrainingPath = known["path"]
@@ -54,5 +54,7 @@ def with_training_path(cell: Cell, study_folder: Path) -> Cell:
             f"{study_folder}: this study has trained by the program {kept!r}, which cannot train "
             "its model here; go on where it began, or give another --out"
         )
-    training = cell.training.model_copy(update={"path": kept})
+    # What the clients of this cell train by, where its exchange has fewer programs than others.
+    own = kept if kept in exchange_kind(cell).paths else "eager"
+    training = cell.training.model_copy(update={"path": own})
     return cell.model_copy(update={"training": training})

@@ -2,5 +2,13 @@
 
 from simulations.models.arrays import load_arrays, model_arrays
 from simulations.models.build import MODELS, build_model
+from simulations.models.static_norms import drop_statistics, estimate_statistics
 
-__all__ = ["MODELS", "build_model", "load_arrays", "model_arrays"]
+__all__ = [
+    "MODELS",
+    "build_model",
+    "drop_statistics",
+    "estimate_statistics",
+    "load_arrays",
+    "model_arrays",
+]

@@ -9,16 +9,20 @@ from torch import nn
 from fedcompress.errors import ConfigError
 from fedcompress.randomness import rng_for
 from simulations.models.blueprint import Blueprint, Builder
+from simulations.models.conv4 import Conv4
 from simulations.models.lenet import LeNet
 from simulations.models.lstm import CharacterLSTM
 from simulations.models.mlp import MLP
 from simulations.models.resnet import ResNet
+from simulations.models.transformer import CharacterTransformer
 
 MODELS: Mapping[str, Builder] = {
     "mlp": MLP,
     "lenet": LeNet,
     "resnet": ResNet,
+    "conv4": Conv4,
     "lstm": CharacterLSTM,
+    "transformer": CharacterTransformer,
 }
 
 
@@ -44,7 +48,7 @@ def build_model(
     seed : int
         Seed of the initial weights; the same seed gives the same bits.
     hidden : sequence of int
-        Sizes of the hidden layers of ``mlp`` and ``lstm``.
+        Sizes of the hidden layers of ``mlp`` and ``lstm``, and of ``transformer``'s blocks.
     width : float
         Factor on hidden sizes and channels.
 

@@ -25,7 +25,7 @@ class CharacterLSTM(nn.Module):
         if len(blueprint.data_shape) != 1:
             raise ConfigError(
                 "model: lstm takes windows of characters, got samples of shape "
-                f"{blueprint.data_shape}; use mlp, lenet or resnet"
+                f"{blueprint.data_shape}; use mlp, lenet, resnet or conv4"
             )
         if not sizes or len(set(sizes)) > 1:
             raise ConfigError(

@@ -148,8 +148,13 @@ def can_stack(model: nn.Module, data: FederatedData, device: torch.device) -> bo
     return tried[kind]
 
 
-# Dropout draws other numbers when stacked; recurrent layers are taken apart, client by client.
-_NOT_STACKED = (nn.modules.dropout._DropoutNd, nn.RNNBase)
+# Dropout draws other numbers when stacked; recurrent layers are taken apart, client by client;
+# rows that fill up a batch would count in its statistics, if it is normalised by them.
+_NOT_STACKED = (
+    nn.modules.dropout._DropoutNd,
+    nn.RNNBase,
+    nn.modules.batchnorm._BatchNorm,
+)
 _TRIED: weakref.WeakKeyDictionary[nn.Module, dict[str, bool]] = weakref.WeakKeyDictionary()
 
 

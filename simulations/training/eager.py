@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedcompress.errors import LayoutError
 from simulations.data import FederatedData
 from simulations.training.batches import batches
 from simulations.training.flat import FlatParameters, flat_parameters
@@ -44,13 +45,16 @@ def train_eagerly(
     options: TrainingOptions,
     rng: np.random.Generator,
     device: torch.device,
+    mask: Mapping[str, Tensor] | None = None,
 ) -> LocalResult:
     """Train a model in place on some rows, at least one; see `train_locally`."""
     plan = _plan_of(model, device)
     model.train()
+    kept = [] if mask is None else _masks(plan.flats, mask)
+    absent = _absent_classes(data, rows, device) if options.mask_loss else None
     # Plain descent needs no gradients side by side, which would be one more copy of them.
     is_plain = options.optimizer == "sgd" and not (
-        options.momentum or options.weight_decay or options.proximal_mu
+        options.momentum or options.weight_decay or options.proximal_mu or kept
     )
     optimizers = (
         [] if is_plain else [Steps(flat.values, flat.gradients, options) for flat in plan.flats]
@@ -62,13 +66,20 @@ def train_eagerly(
     for _ in range(options.local_epochs):
         order = rng.permutation(rows)
         for x, y in batches(data, order, options.batch_size, device):
-            loss = F.cross_entropy(_logits(model, x, plan.batch_norms), y)
+            logits = _logits(model, x, plan.batch_norms)
+            if absent is not None:
+                logits = logits.masked_fill(absent, 0.0)
+            loss = F.cross_entropy(logits, y)
             gradients = torch.autograd.grad(loss, plan.parameters)
             with torch.no_grad():
                 if is_plain:
                     torch._foreach_add_(plan.parameters, gradients, alpha=-options.learning_rate)
                 else:
                     torch._foreach_copy_(plan.gradient_views, gradients)
+                for flat, there in zip(plan.flats, kept, strict=False):
+                    # A gradient of exactly 0 stays one in every optimiser's momenta, and decay
+                    # leaves an entry of 0 what it is.
+                    flat.gradients.mul_(there)
                 for optimizer in optimizers:
                     optimizer.step()
             if on_cpu:
@@ -77,6 +88,28 @@ def train_eagerly(
                 total_there += loss.detach()
             steps += 1
     return LocalResult((total if on_cpu else float(total_there)) / steps, len(rows), steps)
+
+
+def _masks(flats: Sequence[FlatParameters], mask: Mapping[str, Tensor]) -> list[Tensor]:
+    """Give the mask as vectors of 0 and 1, and make the entries that are not there 0."""
+    shapes = {name: p.shape for flat in flats for name, p in flat.by_name().items()}
+    for name, there in mask.items():
+        if name not in shapes or there.shape != shapes[name]:
+            wanted = tuple(shapes[name]) if name in shapes else "no such parameter"
+            raise LayoutError(
+                f"training: the mask has {name} of shape {tuple(there.shape)}, the model "
+                f"{wanted}; give the mask of this model"
+            )
+    vectors = [flat.flatten(mask, fill=1.0) for flat in flats]
+    for flat, there in zip(flats, vectors, strict=True):
+        flat.values.masked_fill_(there == 0, 0.0)
+    return vectors
+
+
+def _absent_classes(data: FederatedData, rows: Array, device: torch.device) -> Tensor:
+    absent = torch.ones(data.num_classes, dtype=torch.bool)
+    absent[torch.from_numpy(np.unique(data.train_y[rows]))] = False
+    return absent.to(device)
 
 
 def _plan_of(model: nn.Module, device: torch.device) -> _Plan:
@@ -99,6 +132,10 @@ def _logits(model: nn.Module, x: Tensor, batch_norms: Sequence[nn.Module]) -> Te
     if len(x) > 1 or not batch_norms:
         logits: Tensor = model(x)
         return logits
+    if any(getattr(norm, "running_mean", None) is None for norm in batch_norms):
+        # Twice the same sample has its statistics, which PyTorch refuses to take of one number.
+        twice: Tensor = model(torch.cat([x, x]))
+        return twice[:1]
     # One sample has no statistics of a batch, so normalisation takes the running ones.
     for norm in batch_norms:
         norm.eval()

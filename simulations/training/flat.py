@@ -55,6 +55,18 @@ class FlatParameters:
             for (owner, name), p, seen in zip(self._owners, self.trained, self._seen, strict=True)
         )
 
+    def by_name(self) -> dict[str, Tensor]:
+        """Give the parameters by name."""
+        return dict(zip(self.places, self.trained, strict=True))
+
+    def flatten(self, named: Mapping[str, Tensor], fill: float) -> Tensor:
+        """Give a vector of what is named by parameter, `fill` where nothing is."""
+        vector = torch.full_like(self.values, fill)
+        for name, view in self.unstack(vector).items():
+            if name in named:
+                view.copy_(named[name])
+        return vector
+
     def unstack(self, stacked: Tensor) -> dict[str, Tensor]:
         """Give views (clients, ...) of stacked vectors (clients, p) by parameter."""
         like = zip(self.places.items(), self.trained, strict=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simulations.data import FederatedData
 from simulations.training.choose import TrainingPath, choose_path
@@ -26,6 +27,8 @@ def train_locally(
     rng: np.random.Generator,
     device: str | torch.device = "cpu",
     path: TrainingPath = "auto",
+    *,
+    mask: Mapping[str, Tensor] | None = None,
 ) -> LocalResult:
     """Train a model in place on one client's samples, minimising cross-entropy.
 
@@ -49,7 +52,10 @@ def train_locally(
         Where to train.
     path : {"auto", "eager", "compiled", "cohort"}
         Which program trains, where the model has several; one client is no cohort and takes
-        the best of the others.
+        the best of the others. With a mask or a masked loss it is eager PyTorch.
+    mask : mapping of str to torch.Tensor, optional
+        Which entries of parameters there are, bool, by the parameter's name and of its shape; all
+        of those not named. Entries that are not there are exactly 0, before and after.
 
     Returns
     -------
@@ -59,10 +65,14 @@ def train_locally(
     if len(rows) == 0:
         return LocalResult(0.0, 0, 0)
     where = torch.device(device)
-    if choose_path("auto" if path == "cohort" else path, model, data, where) == "compiled":
+    is_masked = mask is not None or options.mask_loss
+    if (
+        not is_masked
+        and choose_path("auto" if path == "cohort" else path, model, data, where) == "compiled"
+    ):
         if dense_layers(model):
             return train_compiled(model, data, rows, options, rng)
         return train_compiled_conv(model, data, rows, options, rng)
     from simulations.training.eager import train_eagerly
 
-    return train_eagerly(model, data, rows, options, rng, where)
+    return train_eagerly(model, data, rows, options, rng, where, mask)

@@ -30,6 +30,9 @@ class TrainingOptions:
     proximal_mu : float
         Pull towards the global model, ``mu / 2 * ‖w - w_global‖²`` (FedProx, Li et al.,
         2020), at least 0.
+    mask_loss : bool
+        Whether the logits of classes that the client has no sample of count as 0 in its loss, so
+        that what others have learnt of those classes is not unlearnt (HeteroFL; Diao et al., 2021).
 
     Raises
     ------
@@ -44,6 +47,7 @@ class TrainingOptions:
     local_epochs: int = 1
     batch_size: int = 32
     proximal_mu: float = 0.0
+    mask_loss: bool = False
 
     def __post_init__(self) -> None:
         _require(

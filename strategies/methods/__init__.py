@@ -7,6 +7,7 @@ from strategies.methods import (  # isort: skip
     sparsification,
     signs,
     distillation,
+    predictions,
 )
 from strategies.methods.method import Method
 from strategies.methods.registry import method, methods, parameters, published
@@ -22,6 +23,7 @@ __all__ = [
     "method",
     "methods",
     "parameters",
+    "predictions",
     "published",
     "quantization",
     "server_rules",

@@ -22,6 +22,11 @@ class Recipe:
         Compressor spec of what the server sends; None sends the dense model.
     distill : bool
         Whether the clients' models are distilled into the global model.
+    exchange : str
+        What server and clients exchange, such as ``"model"`` or ``"logits"``.
+    options : mapping of str to number or str
+        Further settings of a strategy that the method fixes, by their dotted keys, such as
+        ``{"logits.redraw": True}``.
     """
 
     server: str = "fedavg"
@@ -29,6 +34,8 @@ class Recipe:
     uplink: str | None = None
     downlink: str | None = None
     distill: bool = False
+    exchange: str = "model"
+    options: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Method:
         Authors, title, year.
     summary : str
         One line.
-    server, server_options, uplink, downlink, distill
+    server, server_options, uplink, downlink, distill, exchange, options
         As in `Recipe`.
     """
 
@@ -55,6 +62,8 @@ class Method:
     uplink: str | None
     downlink: str | None
     distill: bool
+    exchange: str = "model"
+    options: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
 
 Builder = Callable[..., Recipe]

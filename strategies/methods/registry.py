@@ -76,6 +76,8 @@ def method(name: str, **options: Option) -> Method:
         uplink=recipe.uplink,
         downlink=recipe.downlink,
         distill=recipe.distill,
+        exchange=recipe.exchange,
+        options=dict(recipe.options),
     )
 
 

@@ -8,14 +8,21 @@ from torch import nn
 
 from fedcompress.errors import ConfigError, LayoutError
 from simulations.model_record import load_record, model_record
-from simulations.models import MODELS, build_model, load_arrays, model_arrays
+from simulations.models import (
+    MODELS,
+    build_model,
+    drop_statistics,
+    estimate_statistics,
+    load_arrays,
+    model_arrays,
+)
 
 IMAGES = (1, 28, 28)
 WINDOW = (80,)
 
 
 def shape_for(name: str) -> tuple[int, ...]:
-    return WINDOW if name == "lstm" else IMAGES
+    return WINDOW if name in ("lstm", "transformer") else IMAGES
 
 
 def build(name: str, seed: int = 0, width: float = 1.0) -> nn.Module:
@@ -24,7 +31,7 @@ def build(name: str, seed: int = 0, width: float = 1.0) -> nn.Module:
 
 def batch(name: str, size: int = 3) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    if name == "lstm":
+    if shape_for(name) == WINDOW:
         return torch.randint(0, 10, (size, *WINDOW), generator=generator)
     return torch.rand(size, *IMAGES, generator=generator)
 
@@ -35,6 +42,64 @@ def parameters(model: nn.Module) -> int:
 
 def test_the_mlp_has_the_published_size() -> None:
     assert parameters(build_model("mlp", IMAGES, 10, seed=0)) == 199_210
+
+
+@pytest.mark.parametrize(
+    ("width", "size"), [(1, 1_556_874), (1 / 2, 391_370), (1 / 4, 98_922), (1 / 16, 6_594)]
+)
+def test_conv4_has_the_sizes_of_heterofl(width: float, size: int) -> None:
+    assert parameters(build_model("conv4", IMAGES, 10, seed=0, width=width)) == size
+
+
+def test_a_transformer_attends_to_every_place_and_to_its_order() -> None:
+    model = build("transformer").eval()
+    tokens = batch("transformer", 1)
+    with torch.no_grad():
+        for place in (0, 40, 79):
+            other = tokens.clone()
+            other[0, place] = (other[0, place] + 1) % 10
+            assert not torch.equal(model(other), model(tokens))
+        assert not torch.allclose(model(tokens.flip(1)[:, [*range(1, 80), 0]]), model(tokens))
+
+
+def test_a_transformer_without_some_heads_is_one_whose_heads_say_nothing() -> None:
+    wide, narrow = (
+        build_model("transformer", WINDOW, 10, seed=0, hidden=(32, 32), width=w) for w in (1.0, 0.5)
+    )
+    cut = {name: tuple(slice(n) for n in x.shape) for name, x in narrow.state_dict().items()}
+    kept = {name: torch.zeros_like(x) for name, x in wide.state_dict().items()}
+    for name, x in wide.state_dict().items():
+        kept[name][cut[name]] = x[cut[name]]
+    narrow.load_state_dict({name: x[cut[name]] for name, x in wide.state_dict().items()})
+    wide.load_state_dict(kept)
+    tokens = batch("transformer")
+    torch.testing.assert_close(wide(tokens), narrow(tokens))
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet"])
+def test_static_statistics_are_those_of_the_rows_they_are_estimated_on(name: str) -> None:
+    model, x = build(name, width=0.25), batch(name, 60)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    layout = {key: (array.shape, array.dtype) for key, array in model_arrays(model).items()}
+    drop_statistics(model)
+    assert not any("running" in key or "tracked" in key for key in model_arrays(model))
+    with torch.no_grad():
+        by_batch = model.eval()(x)  # without statistics a batch's own count, in tests too
+    estimate_statistics(model, x, batch_size=60)
+    with torch.no_grad():
+        after = model(x)
+    assert not model.training
+    assert {key: (a.shape, a.dtype) for key, a in model_arrays(model).items()} == layout
+    # A running variance is the unbiased one, and the last layers have few numbers a channel.
+    torch.testing.assert_close(after, by_batch, rtol=0.05, atol=0.05)
+    load_arrays(build(name, width=0.25), model_arrays(model))
+
+
+def test_static_statistics_need_normalisation() -> None:
+    with pytest.raises(ConfigError, match="LeNet has no batch normalisation"):
+        drop_statistics(build("lenet"))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -143,7 +208,10 @@ def test_arrays_of_another_model_are_refused(
     ("name", "shape", "settings", "told"),
     [
         ("lennet", IMAGES, {}, "did you mean 'lenet'"),
-        ("transformer", IMAGES, {}, "use one of mlp, lenet, resnet, lstm"),
+        ("perceptron", IMAGES, {}, "use one of mlp, lenet, resnet, conv4, lstm, transformer"),
+        ("transformer", IMAGES, {}, "transformer takes windows of characters"),
+        ("transformer", WINDOW, {"hidden": (64, 32)}, "blocks of one size, got (64, 32)"),
+        ("conv4", (1, 7, 7), {}, "at least 8 × 8 pixels"),
         ("lstm", IMAGES, {}, "lstm takes windows of characters"),
         ("lenet", WINDOW, {}, "use lstm"),
         ("lenet", (1, 3, 3), {}, "at least 4 × 4 pixels"),

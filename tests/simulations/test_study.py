@@ -123,7 +123,8 @@ def test_run_configuration_holds_only_scalars_and_empty_means_unset() -> None:
         ("rounds=0", "rounds must be greater than or equal to 1, got 0"),
         (
             "model.name=mpl",
-            "must be one of mlp, lenet, resnet, lstm, got 'mpl'; did you mean 'mlp'?",
+            "must be one of mlp, lenet, resnet, conv4, lstm, transformer, got 'mpl'; "
+            "did you mean 'mlp'?",
         ),
         ("partition.kind=dirichle", "did you mean 'dirichlet'?"),
         ("partition.clients=0", "clients must be at least 1, got 0"),

@@ -12,7 +12,7 @@ from strategies.methods import SERVERS, Method, build_server, method, methods, p
 WANTED = {
     *SERVERS,
     "fedpaq", "uniform", "stc", "top_k", "qsparse", "ef_sign", "sign", "terngrad", "random_k",
-    "fedavg_float16", "feddf", "feddf_quantized", "feddf_uniform",
+    "fedavg_float16", "feddf", "feddf_quantized", "feddf_uniform", "fedmd", "dsfl",
 }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_parameters_reach_the_specs():
     ("name", "options", "fault"),
     [
         ("fedpack", {}, "there is no 'fedpack'; did you mean 'fedpaq'"),
-        ("zzz", {}, "known: bulyan, ef_sign"),
+        ("zzz", {}, "known: bulyan, dsfl, ef_sign"),
         (
             "stc",
             {"fractoin": 0.1},
