@@ -22,13 +22,11 @@ from fedcompress import protocol
 from fedcompress.client_state import client_key
 from fedcompress.errors import FedcompressError, PayloadError
 from fedcompress.flower_adapter import with_content
+from fedcompress.protocol import MASK_KEY, MASK_VERSION_KEY, SHAPES_KEY
 from fedcompress.pruning import decode_mask, encode_mask, pack, unpack
 
 logger = logging.getLogger(__name__)
 
-MASK_KEY = "fedcompress.mask"  # a coded mask, sent with its shapes to who has it not yet
-SHAPES_KEY = "fedcompress.mask-shapes"  # names and shapes of the masked arrays, as JSON
-MASK_VERSION_KEY = "fedcompress.mask-version"  # which mask the arrays are packed by
 MASK_RECORD = "fedcompress.mask"  # of Context.state: the mask of the last message
 NEEDS_MASK = "the mask is needed"
 _MOST_ENTRIES = 2000  # of an unpacked array for each that is kept
@@ -129,7 +127,8 @@ def _held_mask(
     held = kept.get(MASK_VERSION_KEY) if isinstance(kept, ConfigRecord) else None
     if not isinstance(kept, ConfigRecord) or held != version:
         raise PayloadError(
-            f"mask {version}: this client holds {'none' if held is None else repr(held)}; {NEEDS_MASK}"
+            f"mask {version}: this client holds {'none' if held is None else repr(held)}; "
+            f"{NEEDS_MASK}"
         )
     data, shapes = _said(kept)
     claimed = sum(math.prod(shape) for shape in _shapes(shapes).values())

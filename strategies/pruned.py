@@ -14,7 +14,7 @@ from torch import Tensor
 from fedcompress import protocol
 from fedcompress.array_rules import canonical, matches
 from fedcompress.flower_adapter import tell_server_momentum, with_content
-from fedcompress.packing import MASK_VERSION_KEY, mask_settings
+from fedcompress.packing import mask_settings
 from fedcompress.pruning import (
     Importance,
     Pattern,
@@ -125,6 +125,8 @@ class Pruned(Strategy):
     ) -> Iterable[Message]:
         """Configure the round inside, and pack the model in each message."""
         self._before = protocol.record_to_tensors(arrays)
+        self._holders -= self._unheard
+        self._unheard = set()
         tell_server_momentum(self.strategy, arrays)
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         whole = self.schedule.regrow > 0 and self.schedule.changes_at(server_round)
@@ -132,18 +134,17 @@ class Pruned(Strategy):
         if not self._packed_by:
             return messages
         record = protocol.tensors_to_record(pack(self._before, self._mask))
-        self._holders -= self._unheard
         self._unheard = {message.metadata.dst_node_id for message in messages}
-        coded = mask_settings(self._mask)
+        lacking = self._unheard - self._holders
+        coded = mask_settings(self._mask) if lacking else {}
         contents: dict[tuple[int, bool], tuple[RecordDict, RecordDict]] = {}
         for message in messages:
-            given, node_id = message.content, message.metadata.dst_node_id
-            lacks = node_id not in self._holders
+            given, lacks = message.content, message.metadata.dst_node_id in lacking
             if (id(given), lacks) not in contents:
                 content = self._packed_content(given, record, coded if lacks else {})
                 contents[id(given), lacks] = given, content
             message.content = contents[id(given), lacks][1]
-            self._holders.add(node_id)
+        self._holders |= lacking
         return messages
 
     def aggregate_train(
@@ -219,19 +220,16 @@ class Pruned(Strategy):
     ) -> RecordDict:
         """Copy a content with a packed model, and settings that say by which mask."""
         key, _ = protocol.single_array_record(given, "message")
-        records = dict(given.items())
-        places = [name for name, one in records.items() if isinstance(one, ConfigRecord)]
-        place = places[0] if places else "config"
-        theirs = records[place].items() if places else ()
+        configs = [(name, one) for name, one in given.items() if isinstance(one, ConfigRecord)]
+        place, theirs = configs[0] if configs else ("config", ConfigRecord())
         # Each mask is a layout of its own: what clients and server remember is of its entries.
         settings = {
-            MASK_VERSION_KEY: self._version,
+            protocol.MASK_VERSION_KEY: self._version,
             protocol.GROUP_KEY: f"mask-{self._version}",
             **coded,
         }
-        return RecordDict(
-            {**records, key: record, place: ConfigRecord({**dict(theirs), **settings})}
-        )
+        config = ConfigRecord({**dict(theirs), **settings})
+        return RecordDict({**dict(given.items()), key: record, place: config})
 
     def _unpacked(self, replies: Iterable[Message]) -> Iterator[Message]:
         for reply in replies:
