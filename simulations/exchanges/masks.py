@@ -106,7 +106,7 @@ class Masks(Exchange):
         """Draw the random network: the signs of its weights, each layer's of one size."""
         draw = rng_for(self.cell.seed, purpose="masks: weights")
         return {
-            name: torch.from_numpy(draw.choice(np.float32([-1, 1]), tuple(x.shape)))
+            name: torch.from_numpy(draw.choice(np.array([-1, 1], np.float32), tuple(x.shape)))
             * math.sqrt(2 / x[0].numel())
             for name, x in self._model.named_parameters()
             if x.dim() > 1
