@@ -116,7 +116,7 @@ class PruneSettings(Section):
 
     sparsity: Share = 0.9
     importance: Literal["magnitude", "taylor", "fisher"] = "magnitude"
-    pattern: Literal["layer", "across", "rows", "n_of_m"] = "layer"
+    pattern: Literal["layer", "across", "rows", "units", "n_of_m"] = "layer"
     n: Count = 2
     m: Count = 4
     first: Count = 5

@@ -18,12 +18,14 @@ from fedcompress.pruning.packed import masked, pack, unpack
 from fedcompress.pruning.patterns import Pattern, across_layers, by_layer, n_of_m, rows
 from fedcompress.pruning.regrowth import with_regrown
 from fedcompress.pruning.schedule import Schedule
+from fedcompress.pruning.units import UnitGroup, units
 
 __all__ = [
     "IMPORTANCES",
     "Importance",
     "Pattern",
     "Schedule",
+    "UnitGroup",
     "across_layers",
     "by_layer",
     "decode_mask",
@@ -39,6 +41,7 @@ __all__ = [
     "sensitivity",
     "taylor",
     "unfold",
+    "units",
     "unpack",
     "with_regrown",
 ]

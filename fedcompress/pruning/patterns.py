@@ -39,8 +39,8 @@ def by_layer(scores: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
     ConfigError
         If ``keep`` is out of range.
     """
-    _check_keep(keep)
-    return {name: _highest(x, _share(x.numel(), keep)) for name, x in scores.items()}
+    check_keep(keep)
+    return {name: highest(x, share_of(x.numel(), keep)) for name, x in scores.items()}
 
 
 def across_layers(scores: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
@@ -65,18 +65,18 @@ def across_layers(scores: Mapping[str, Tensor], keep: float) -> dict[str, Tensor
     ConfigError
         If ``keep`` is out of range.
     """
-    _check_keep(keep)
+    check_keep(keep)
     if not scores:
         return {}
     least = {
-        name: _highest(x, _share(x.numel(), min(keep, LEAST_OF_LAYER)))
+        name: highest(x, share_of(x.numel(), min(keep, LEAST_OF_LAYER)))
         for name, x in scores.items()
     }
     sizes = [x.numel() for x in scores.values()]
     flat = torch.cat([x.reshape(-1).double() for x in scores.values()])
     always = torch.cat([mask.reshape(-1) for mask in least.values()])
     flat[always] = math.inf
-    chosen = _highest(flat, max(_share(flat.numel(), keep), int(always.sum())))
+    chosen = highest(flat, max(share_of(flat.numel(), keep), int(always.sum())))
     parts = torch.split(chosen, sizes)
     return {
         name: part.reshape(x.shape) for (name, x), part in zip(scores.items(), parts, strict=True)
@@ -105,13 +105,13 @@ def rows(scores: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
     ConfigError
         If ``keep`` is out of range.
     """
-    _check_keep(keep)
+    check_keep(keep)
     masks = {}
     for name, x in scores.items():
         if x.dim() < 2 or x.numel() == 0:
             masks[name] = torch.ones(x.shape, dtype=torch.bool)
             continue
-        kept = _highest(x.reshape(len(x), -1).double().mean(1), _share(len(x), keep))
+        kept = highest(x.reshape(len(x), -1).double().mean(1), share_of(len(x), keep))
         masks[name] = kept.reshape(-1, *[1] * (x.dim() - 1)).expand(x.shape).clone()
     return masks
 
@@ -143,7 +143,7 @@ def n_of_m(n: int, m: int) -> Pattern:
     check_integer("n_of_m", "n", n, 1, m - 1)
 
     def pattern(scores: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
-        _check_keep(keep)
+        check_keep(keep)
         # Rounded before it is rounded up: 4 × 0.75 may be a hair more than 3.
         of_group = max(n, math.ceil(round(m * keep, 9)))
         return {name: _of_groups(x, of_group, m) for name, x in scores.items()}
@@ -165,7 +165,8 @@ def _of_groups(x: Tensor, n: int, m: int) -> Tensor:
     return mask.reshape(padded.shape)[..., :length].movedim(-1, 1).contiguous()
 
 
-def _highest(scores: Tensor, count: int) -> Tensor:
+def highest(scores: Tensor, count: int) -> Tensor:
+    """Give the mask of so many of the highest scores."""
     flat = scores.reshape(-1)
     order = torch.sort(flat, descending=True, stable=True).indices[:count]
     mask = torch.zeros(flat.shape, dtype=torch.bool)
@@ -173,10 +174,12 @@ def _highest(scores: Tensor, count: int) -> Tensor:
     return mask.reshape(scores.shape)
 
 
-def _share(size: int, keep: float) -> int:
+def share_of(size: int, keep: float) -> int:
+    """Give how many of so many are kept, at least one."""
     return max(1, round(size * keep)) if size else 0
 
 
-def _check_keep(keep: float) -> None:
+def check_keep(keep: float) -> None:
+    """Raise `ConfigError` unless a share to keep is in (0, 1]."""
     if not 0 < keep <= 1:
         raise ConfigError(f"pattern: keep must be in (0, 1], got {keep!r}")

@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar, final
 
+import numpy as np
+import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp.strategy import Strategy
 from torch import nn
@@ -17,6 +19,7 @@ from fedcompress.pruning import (
     by_layer,
     n_of_m,
     rows,
+    units,
 )
 from simulations.cell import Cell
 from simulations.exchanges.exchange import Exchange, Told, Trained
@@ -24,10 +27,13 @@ from simulations.exchanges.kept_models import kept_model
 from simulations.exchanges.whole import WholeModel
 from simulations.materials import Materials
 from simulations.model_record import load_record, model_record
+from simulations.models.unit_groups import unit_groups
 from simulations.strategy_settings import PruneSettings
 from simulations.training import train_locally
 from strategies.adaptive import adaptive_uplink
 from strategies.pruned import Pruned
+
+_PROBED_ROWS = 4
 
 
 @final
@@ -76,7 +82,7 @@ class Packed(Exchange):
                 chosen.sparsity, chosen.first, chosen.last, chosen.every, chosen.regrow
             ),
             importance=IMPORTANCES[chosen.importance],
-            pattern=pattern_of(chosen),
+            pattern=self._pattern(),
             only=chosen.only,
             remembers=True if chosen.adaptive_step is not None else None,
         )
@@ -103,9 +109,12 @@ class Packed(Exchange):
             }
         }
 
-
-def pattern_of(settings: PruneSettings) -> Pattern:
-    """Find the pattern that settings name."""
-    patterns = {"layer": by_layer, "across": across_layers, "rows": rows}
-    known = patterns.get(settings.pattern)
-    return n_of_m(settings.n, settings.m) if known is None else known
+    def _pattern(self) -> Pattern:
+        chosen = self._settings
+        if chosen.pattern == "n_of_m":
+            return n_of_m(chosen.n, chosen.m)
+        if chosen.pattern == "units":
+            data = self.materials.data
+            inputs = data.inputs(torch.from_numpy(np.array(data.train_x[:_PROBED_ROWS])))
+            return units(unit_groups(self.new_model(), inputs))
+        return {"layer": by_layer, "across": across_layers, "rows": rows}[chosen.pattern]

@@ -62,6 +62,14 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {},
     ),
+    "packed, units": (
+        {
+            "exchange": "packed",
+            "uplink": "quantize(8) | entropy()",
+            "prune": {"sparsity": 0.5, "pattern": "units", "first": 1, "last": 1},
+        },
+        {"model": {"name": "lenet", "width": 0.25}},
+    ),
     "masks": (
         {
             "exchange": "masks",
