@@ -30,6 +30,7 @@ from fedcompress.pruning import (
 from simulations.checkpoint import load_strategy_state, strategy_state
 from simulations.engines import LocalGrid
 from simulations.engines.flower_internals import records_to_bytes
+from simulations.engines.message_bytes import payload_bytes
 from strategies import Distilled, Pruned
 from strategies.adaptive import adaptive_uplink
 
@@ -252,23 +253,31 @@ def test_patterns_hold_in_the_model(pattern: Callable[..., dict[str, torch.Tenso
         assert (np.moveaxis(model["conv"].numpy() != 0, 1, -1).sum(-1) == 2).all()
 
 
-def test_a_client_that_lost_the_mask_is_sent_it_anew() -> None:
+@pytest.mark.parametrize("downlink", [None, "error_feedback(quantize(6) | entropy())"])
+def test_a_client_that_lost_the_mask_is_sent_it_anew(downlink: str | None) -> None:
     pruned = Pruned(fed(), schedule=Schedule(0.5))
-    strategy = Compressed(pruned, uplink="raw()")
+    strategy = Compressed(pruned, uplink="raw()", downlink=downlink)
     arrays, statuses, sizes = start(), [], []
     with LocalGrid(lambda: client_app([compression_mod, packing_mod]), CLIENTS) as grid:
         for number in range(1, 6):
             if number == 3:
                 forget(grid, [1])
             messages = list(strategy.configure_train(number, arrays, ConfigRecord(), grid))
-            sizes.append(sorted(one.payload_bytes for one in strategy.last_round.downlink))
+            sent = strategy.last_round.downlink
+            assert [one.payload_bytes for one in sent] == [
+                payload_bytes(message.content) for message in messages
+            ]
+            sizes.append(sorted(one.payload_bytes for one in sent))
             arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
             clients = sorted(strategy.last_round.clients, key=lambda one: one.node_id)
             statuses.append([(one.status, one.reason) for one in clients])
     assert statuses[2][0][0] == "rejected"
-    assert "the mask is needed" in str(statuses[2][0][1])
+    lacks = "the mask" if downlink is None else "the whole model"
+    assert f"{lacks} is needed" in str(statuses[2][0][1])
     assert all(status == "ok" for status, _ in statuses[3])
-    assert sizes[3][-1] > sizes[3][0] == sizes[4][0] == sizes[4][-1]
+    assert sizes[3][-1] > sizes[3][0]
+    if downlink is None:
+        assert sizes[3][0] == sizes[4][0] == sizes[4][-1]
 
 
 def test_clients_that_all_lost_the_mask_are_sent_it_anew() -> None:
