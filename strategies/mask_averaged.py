@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor
 
 from fedcompress import protocol
@@ -17,7 +17,7 @@ from fedcompress.checks import check_integer
 from fedcompress.errors import ConfigError
 from fedcompress.flower_adapter import tell_server_momentum
 from fedcompress.pruning import unfold
-from strategies.inside import check_inside
+from strategies.inside import check_packed_inside
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class MaskAveraged(Strategy):
     Parameters
     ----------
     strategy : Strategy
-        A rule that averages, such as FedAvg.
+        FedAvg, or one that differs in whom it asks only.
     reset_every : int
         Rounds after which counting begins anew; 1 takes the mean of each round by itself, 0
         never forgets.
@@ -50,7 +50,8 @@ class MaskAveraged(Strategy):
     Raises
     ------
     ConfigError
-        If compression stands inside, a setting is out of range, or arrays are no probabilities.
+        If the strategy inside takes no mean, a setting is out of range, or arrays cannot be
+        probabilities.
 
     Notes
     -----
@@ -62,7 +63,12 @@ class MaskAveraged(Strategy):
     takes_mean: ClassVar[bool] = True
 
     def __init__(self, strategy: Strategy, *, reset_every: int = 1) -> None:
-        check_inside(strategy)
+        check_packed_inside("MaskAveraged", strategy)
+        if type(strategy).aggregate_train is not FedAvg.aggregate_train:
+            raise ConfigError(
+                f"MaskAveraged: {type(strategy).__name__} makes something else of masks than their "
+                "mean; use FedAvg"
+            )
         check_integer("MaskAveraged", "reset_every", reset_every, 0, 1 << 40)
         self.strategy = strategy
         self.reset_every = reset_every

@@ -33,7 +33,7 @@ from simulations.training import train_locally
 from strategies.adaptive import adaptive_uplink
 from strategies.pruned import Pruned
 
-_PROBED_ROWS = 4
+_PROBED_ROWS = 2
 
 
 @final

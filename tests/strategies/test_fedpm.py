@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, FedMedian
 
 from fedcompress import Compressed, ConfigError, compression_mod, rng_for
 from fedcompress.protocol import record_to_tensors
@@ -181,5 +181,7 @@ def test_what_masks_cannot_carry() -> None:
     counts = ArrayRecord({"n": Array(np.arange(3))})
     with pytest.raises(ConfigError, match=r"holds torch\.int64; start from probabilities"):
         strategy.configure_train(1, counts, ConfigRecord(), None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="FedMedian makes something else of masks"):
+        MaskAveraged(FedMedian(fraction_evaluate=0.0))
     with pytest.raises(ConfigError, match="reset_every"):
         MaskAveraged(FedAvg(fraction_evaluate=0.0), reset_every=-1)

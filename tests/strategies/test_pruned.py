@@ -398,7 +398,10 @@ def test_a_damaged_mask_is_refused_and_does_not_stay() -> None:
 
 
 def test_what_cannot_stand_inside() -> None:
-    with pytest.raises(ConfigError, match="stands inside"):
+    once = Pruned(fed(), schedule=Schedule(0.5))
+    with pytest.raises(ConfigError, match="Pruned: Pruned inside sends other arrays"):
+        Pruned(once, schedule=Schedule(0.5))
+    with pytest.raises(ConfigError, match=r"write Compressed\(Pruned\(strategy"):
         Pruned(Compressed(fed(), uplink="raw()"), schedule=Schedule(0.5))
     with pytest.raises(ConfigError, match="'ndm' is not measured"):
         Pruned(fed(), schedule=Schedule(0.5), only="ndm>=2")
