@@ -61,7 +61,8 @@ class Outgoing:
         else:
             shipment = broadcast.ship_to(node_id)
             record, base = shipment.record, shipment.base
-            traffic = ClientDownlink(node_id, shipment.payload_bytes, shipment.catchup_bytes)
+            size = shipment.payload_bytes + protocol.mask_bytes(message.content)
+            traffic = ClientDownlink(node_id, size, shipment.catchup_bytes)
         if compressor is None:
             return traffic
         held = self._memories.round_of(node_id, group) if compressor.recalls else NO_ROUND

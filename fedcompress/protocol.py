@@ -41,6 +41,9 @@ BASE_KEY = "fedcompress.base"  # version of the reference model that the payload
 VERSION_KEY = "fedcompress.version"  # version that they lead to
 CHECKSUM_KEY = "fedcompress.checksum"  # of the reference model at that version
 GROUP_KEY = "fedcompress.group"  # names the layout of the arrays, where it is not the model's
+MASK_KEY = "fedcompress.mask"  # a coded mask, sent with its shapes to who has it not yet
+SHAPES_KEY = "fedcompress.mask-shapes"  # names and shapes of the masked arrays, as JSON
+MASK_VERSION_KEY = "fedcompress.mask-version"  # which mask the arrays are packed by
 KEPT_RECORD = "fedcompress.kept"  # what is known of a group's state; of the model's, in RECORD
 ENCODE_SECONDS_KEY = "encode-seconds"
 _OF_THE_MOD = {
@@ -260,8 +263,19 @@ def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
 
 
 def data_bytes(content: RecordDict) -> int:
-    """Count the bytes of all arrays of a message as they lie in it."""
-    return sum(record_bytes(record) for record in array_records(content).values())
+    """Count the bytes of all arrays of a message as they lie in it, and of a mask beside them."""
+    arrays = sum(record_bytes(record) for record in array_records(content).values())
+    return arrays + mask_bytes(content)
+
+
+def mask_bytes(content: RecordDict) -> int:
+    """Count what a message's settings hold of a mask, which is as much data as arrays are."""
+    size = 0
+    for record in content.values():
+        if isinstance(record, ConfigRecord) and MASK_KEY in record:
+            parts = record[MASK_KEY], record.get(SHAPES_KEY)
+            size += sum(len(part) for part in parts if isinstance(part, bytes | str))
+    return size
 
 
 def without_arrays(content: RecordDict) -> RecordDict:

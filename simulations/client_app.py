@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 
 from fedcompress import compression_mod
 from fedcompress.flower_adapter import filled
+from fedcompress.packing import packing_mod
 from fedcompress.protocol import array_records
 from simulations.cell import Cell, TrainingSettings
 from simulations.engines.cohort import offer_cohorts, one_of_a_cohort
@@ -18,7 +19,7 @@ from simulations.materials import Materials, materials_of
 from simulations.settings import Scalar
 from simulations.training import TrainingOptions, evaluate
 
-app = ClientApp(mods=[compression_mod])
+app = ClientApp(mods=[compression_mod, packing_mod])
 
 
 @app.train()

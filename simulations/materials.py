@@ -21,6 +21,9 @@ from simulations.strategy_settings import StudentSettings
 
 Rows = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
+PROXY_ROWS = ("held_out", "data")
+"""Kinds of proxy data that are rows of a data set; the others are made anew in each round."""
+
 
 @final
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ class Materials:
         if self.proxy.samples == 0:
             return None
         said = {"kind": self.proxy.source, "augment": self.proxy.augment}
-        if self.proxy.source not in ("held_out", "data"):
-            return {**said, "rows": self.proxy.samples}  # made anew in each round
+        if self.proxy.source not in PROXY_ROWS:
+            return {**said, "rows": self.proxy.samples}
         inputs = self.proxy_inputs()
         return {
             **said,

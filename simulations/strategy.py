@@ -65,9 +65,10 @@ def build_strategy(cell: Cell, materials: Materials, exchange: Exchange) -> Comp
             device=cell.device,
             **chosen,
         )
+    outer = exchange.strategy(inner)
     return Compressed(
-        exchange.strategy(inner),
-        uplink=settings.uplink_spec,
+        outer,
+        uplink=exchange.uplink(),
         downlink=settings.downlink_spec,
         seed=cell.seed,
     )

@@ -109,11 +109,15 @@ class WidthsSettings(Section):
 
 @final
 class PruneSettings(Section):
-    """Weights pruned during training, by a schedule of rounds."""
+    """Weights pruned during training, by a schedule of rounds.
+
+    `adaptive_step` quantizes the uplink by steps that follow each array's importance, around this
+    one; it takes the place of `uplink`.
+    """
 
     sparsity: Share = 0.9
     importance: Literal["magnitude", "taylor", "fisher"] = "magnitude"
-    pattern: Literal["layer", "across", "rows", "n_of_m"] = "layer"
+    pattern: Literal["layer", "across", "rows", "units", "n_of_m"] = "layer"
     n: Count = 2
     m: Count = 4
     first: Count = 5
@@ -121,6 +125,7 @@ class PruneSettings(Section):
     every: Count = 5
     regrow: Share = 0.0
     only: NotEmpty = "ndim>=2"
+    adaptive_step: Positive | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

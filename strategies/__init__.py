@@ -4,8 +4,21 @@
 ``strategies.methods.methods()``.
 """
 
+from strategies.adaptive import adaptive_uplink
 from strategies.distilled import Distilled
+from strategies.mask_averaged import MaskAveraged
 from strategies.methods import Method, build_server, method
+from strategies.pruned import Pruned
 from strategies.student import StudentResult, distil_student
 
-__all__ = ["Distilled", "Method", "StudentResult", "build_server", "distil_student", "method"]
+__all__ = [
+    "Distilled",
+    "MaskAveraged",
+    "Method",
+    "Pruned",
+    "StudentResult",
+    "adaptive_uplink",
+    "build_server",
+    "distil_student",
+    "method",
+]

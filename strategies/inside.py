@@ -48,3 +48,35 @@ def check_inside(strategy: Strategy) -> None:
                 "does not cover the distilled model",
                 name,
             )
+
+
+def check_packed_inside(owner: str, strategy: Strategy) -> None:
+    """Refuse what a strategy that changes messages and replies cannot stand around.
+
+    Raises
+    ------
+    ConfigError
+        If it is no Strategy, or compression, tree boosting or one that sends other arrays than
+        the global model is somewhere inside.
+    """
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(
+            f"{owner}: strategy must be a flwr.serverapp.strategy.Strategy, got "
+            f"{type(strategy).__name__}; build one, such as FedAvg()"
+        )
+    for inner in strategies_inside(strategy):
+        name = type(inner).__name__
+        if isinstance(inner, Compressed):
+            raise ConfigError(
+                f"{owner}: {name} stands inside, but codes the arrays that are sent; "
+                f"write Compressed({owner}(strategy, ...), ...)"
+            )
+        if isinstance(inner, FedXgbBagging | FedXgbCyclic):
+            raise ConfigError(
+                f"{owner}: {name} combines trees, not a network's arrays; use FedAvg or another"
+            )
+        if getattr(inner, "sends_own_arrays", False):
+            raise ConfigError(
+                f"{owner}: {name} inside sends other arrays than the global model; leave one of "
+                "them out"
+            )

@@ -17,8 +17,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, Metric
 
 from fedcompress.block import BlockLayout
 from fedcompress.dense import STYPE as DENSE_STYPE
-from fedcompress.dense import record_bytes, whole_block
+from fedcompress.dense import whole_block
 from fedcompress.flower_adapter import message_of
+from fedcompress.protocol import data_bytes
 from simulations.engines.flower_internals import MAX_CHUNK_BYTES
 
 _ID = "0" * 64
@@ -51,10 +52,8 @@ class Meter:
 
 
 def payload_bytes(content: RecordDict) -> int:
-    """Count the bytes of all arrays of a content."""
-    return sum(
-        record_bytes(record) for record in content.values() if isinstance(record, ArrayRecord)
-    )
+    """Count the bytes of all arrays of a content, and of a mask beside them."""
+    return data_bytes(content)
 
 
 def message_bytes(message: Message) -> int:

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
+from fedcompress.links import Uplink
 from simulations.cell import Cell
 from simulations.exchanges.kept_models import trained_model
 from simulations.exchanges.registry import EXCHANGES
@@ -127,6 +128,10 @@ class Exchange(ABC):
     def strategy(self, inner: Strategy) -> Strategy:
         """Wrap the server's rule, inside of compression."""
         return inner
+
+    def uplink(self) -> Uplink | None:
+        """Say how clients compress what they send; asked for once the strategy is built."""
+        return self.cell.strategy.uplink_spec
 
     def data_facts(self) -> dict[str, str]:
         """Fingerprint what every worker must have alike, each by a name that says what it is."""

@@ -28,5 +28,7 @@ class Entry:
 
 EXCHANGES: Mapping[str, Entry] = {
     "model": Entry("simulations.exchanges.whole", "WholeModel"),
+    "packed": Entry("simulations.exchanges.packed", "Packed", frozenset({"prune"})),
+    "masks": Entry("simulations.exchanges.masks", "Masks", frozenset({"masks"})),
     "logits": Entry("simulations.exchanges.logits", "Logits", frozenset({"logits"})),
 }

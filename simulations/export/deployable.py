@@ -16,7 +16,7 @@ from fedcompress.errors import ConfigError
 from simulations.cell import Cell
 from simulations.data import FederatedData
 from simulations.export.resized import with_arrays
-from simulations.materials import PROXY_SOURCES, Materials, materials_of
+from simulations.materials import PROXY_ROWS, Materials, materials_of
 from simulations.model_settings import ModelSettings
 from simulations.records import read_json
 from simulations.strategy_settings import StudentSettings
@@ -173,7 +173,7 @@ def _read_arrays(file: Path) -> dict[str, Any]:
 
 def _unlabelled(cell: Cell, materials: Materials) -> tuple[Tensor, str]:
     # What a generator or noise gives stands for rows in a round, not for what a device will see.
-    if cell.proxy.samples > 0 and cell.proxy.source in PROXY_SOURCES:
+    if cell.proxy.samples > 0 and cell.proxy.source in PROXY_ROWS:
         return materials.proxy_inputs(), "proxy data"
     data = materials.data
     count = len(data.train_y)

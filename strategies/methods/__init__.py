@@ -8,6 +8,7 @@ from strategies.methods import (  # isort: skip
     signs,
     distillation,
     predictions,
+    pruning,
 )
 from strategies.methods.method import Method
 from strategies.methods.registry import method, methods, parameters, published
@@ -24,6 +25,7 @@ __all__ = [
     "methods",
     "parameters",
     "predictions",
+    "pruning",
     "published",
     "quantization",
     "server_rules",

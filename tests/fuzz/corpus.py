@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from masks import Masks, check_valid, masks
 from torch import Tensor
 
 from fedcompress import parse, rng_for
@@ -155,6 +156,7 @@ def seeds(only: str | None = None, part: str = "0/1") -> tuple[list[Seed], list[
     """Encode every spec on updates; give the payloads, and what went wrong with others."""
     every = updates()
     found = [*_golden()] if only is None else []
+    found += [seed for seed in _masks() if only in (None, seed.spec)]
     faults: list[str] = []
     first, step = (int(number) for number in part.split("/"))
     for i, spec in enumerate(specs()[first::step] if only is None else [only]):
@@ -200,6 +202,12 @@ def _encode(spec: str, name: str, update: Mapping[str, Tensor]) -> Iterator[Seed
         memory = memory_of(compressor.read(payload, update)[0])
         second = compressor.encode(update, state, rng_for(2))[0]
         yield Seed(compressor, name, update, memory, second)
+
+
+def _masks() -> Iterator[Seed]:
+    check_valid()
+    for name, mask in masks().items():
+        yield Seed(Masks(), name, mask, {}, Masks().encode(mask, {}, rng_for(1))[0])
 
 
 def _golden() -> Iterator[Seed]:

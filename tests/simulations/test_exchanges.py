@@ -37,6 +37,48 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         COMPRESSED,
         {"model": {"name": "conv4", "width": 0.0625, "norm_statistics": "static"}},
     ),
+    "packed": (
+        {
+            "exchange": "packed",
+            "uplink": "quantize(step=0.4) | entropy()",
+            "prune": {"sparsity": 0.8, "first": 1, "last": 2, "every": 1},
+        },
+        {"training": {"batch_size": 16, "optimizer": "adamw", "weight_decay": 0.1}},
+    ),
+    "packed, regrown": (
+        {
+            "exchange": "packed",
+            "prune": {
+                "sparsity": 0.7,
+                "importance": "taylor",
+                "pattern": "across",
+                "first": 1,
+                "last": 3,
+                "every": 2,
+                "regrow": 0.2,
+                "adaptive_step": 0.5,
+            },
+            "downlink": "error_feedback(quantize(8) | entropy())",
+        },
+        {},
+    ),
+    "packed, units": (
+        {
+            "exchange": "packed",
+            "uplink": "quantize(8) | entropy()",
+            "prune": {"sparsity": 0.5, "pattern": "units", "first": 1, "last": 1},
+        },
+        {"model": {"name": "lenet", "width": 0.25}},
+    ),
+    "masks": (
+        {
+            "exchange": "masks",
+            "uplink": "bernoulli_mask() | entropy()",
+            "downlink": "error_feedback(quantize(8) | entropy())",
+            "masks": {"reset_every": 2},
+        },
+        {},
+    ),
     "logits": ({"method": "fedmd", "logits": {"rows": 50, "digest_steps": 5}}, {}),
     "logits, compressed": (
         {"method": "dsfl", "logits": {"rows": 50, "digest_steps": 5}, **COMPRESSED},
@@ -150,7 +192,7 @@ def test_dense_bytes_are_those_of_the_arrays(local: dict[str, Path], name: str) 
     one = cell(name)
     start = build_exchange(one, materials_of(one)).start()
     dense = sum(len(array.data) for array in start.values())
-    compressed = "uplink" in KINDS[name][0]
+    compressed = not {"uplink", "prune"}.isdisjoint(KINDS[name][0])
     for row in outcome(local[name])[0]:
         up, down = row["uplink_payload_bytes"], row["downlink_payload_bytes"]
         assert 0 < up < dense / 2 if compressed else (up, down) == (dense, dense)

@@ -13,6 +13,7 @@ WANTED = {
     *SERVERS,
     "fedpaq", "uniform", "stc", "top_k", "qsparse", "ef_sign", "sign", "terngrad", "random_k",
     "fedavg_float16", "feddf", "feddf_quantized", "feddf_uniform", "fedmd", "dsfl",
+    "gradual_pruning", "prunefl", "fedpm",
 }  # fmt: skip
 
 
@@ -56,6 +57,8 @@ def test_parameters_reach_the_specs():
     assert method("top_k", error_feedback=False).uplink == "top_k(0.01) | entropy()"
     assert method("fedavg_float16", both_ways=True).downlink == 'cast("float16") | raw()'
     assert parameters("stc") == {"fraction": 0.01, "downlink_fraction": None}
+    assert method("prunefl", sparsity=0.5).options["prune.sparsity"] == 0.5
+    assert method("fedpm").exchange == "masks"
     assert method("feddf").distill
     assert not method("fedavg").distill
 
