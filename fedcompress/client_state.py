@@ -4,9 +4,13 @@ Most state is the client's own, such as residuals. What a predictive compressor 
 be what the server remembers too. The server says of which round's reply that was; besides
 the state that its last reply led to, such a client keeps the one that the reply was made from,
 and goes back to it if that reply never arrived.
+
+State is kept apart for each group of arrays that the client is sent, since it has their layout.
 """
 
 import logging
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
@@ -24,6 +28,24 @@ _LAYOUT = "layout"
 _ROUND = "round"  # in which the state was made
 _BEFORE_ROUND = "before-round"
 _MOST_NAMES = 64
+_MOST_GROUPS = 4  # beside the global model; each holds about a model
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Keys in ``Context.state`` of what is known of a state, of it, and of the one before."""
+
+    kept: str
+    state: str
+    before: str
+
+
+@lru_cache(maxsize=64)
+def _places(group: str) -> _Places:
+    if not group:
+        return _Places(protocol.RECORD, protocol.STATE_RECORD, protocol.BEFORE_RECORD)
+    keys = (protocol.KEPT_RECORD, protocol.STATE_RECORD, protocol.BEFORE_RECORD)
+    return _Places(*(f"{key}.{group}" for key in keys))
 
 
 def load_state(
@@ -33,21 +55,25 @@ def load_state(
     settings: dict[str, object],
 ) -> State:
     """Give the state from which this round's update is to be encoded."""
-    kept = protocol.kept_in(context.state)
-    if protocol.STATE_RECORD not in context.state or _LAYOUT not in kept:
+    group = str(settings.get(protocol.GROUP_KEY, ""))
+    at = _places(group)
+    kept = protocol.kept_in(context.state, at.kept)
+    if at.state not in context.state or _LAYOUT not in kept:
         return compressor.init(update)
     layout = fingerprint_layout(update)
     names = _names_of(compressor.spec, layout, compressor, update)
     if not names:
         return {}
     if kept[_LAYOUT] != layout:
-        logger.warning("client %s: the model changed; its state is lost", client_key(context))
-        _start_anew(context)
+        # Whoever names a group changes its arrays on purpose.
+        level = logging.DEBUG if group else logging.WARNING
+        logger.log(level, "client %s: the model changed; its state is lost", client_key(context))
+        _start_anew(context, at)
         return compressor.init(update)
-    if compressor.recalls and not _go_to_round(context, kept, settings):
-        _start_anew(context)
+    if compressor.recalls and not _go_to_round(context, at, kept, settings):
+        _start_anew(context, at)
         return compressor.init(update)
-    stored = context.state[protocol.STATE_RECORD]
+    stored = context.state[at.state]
     tensors = protocol.record_to_tensors(stored) if isinstance(stored, ArrayRecord) else {}
     if tensors.keys() == set(names):
         state: State = {name: tensors[name] for name in names}
@@ -64,25 +90,32 @@ def load_state(
 
 
 def save_state(
-    context: Context, compressor: Compressor, update: dict[str, Tensor], state: State, round: int
+    context: Context,
+    compressor: Compressor,
+    update: dict[str, Tensor],
+    state: State,
+    round: int,
+    group: str = "",
 ) -> None:
     """Keep the state for the next round, and what came before it where it may be needed again."""
+    at = _places(group)
     if not state:
-        context.state.pop(protocol.STATE_RECORD, None)
-        _forget_before(context)
+        _start_anew(context, at)
         return
-    kept = protocol.kept_in(context.state)
-    before = context.state.get(protocol.STATE_RECORD)
+    kept = protocol.kept_in(context.state, at.kept)
+    before = context.state.get(at.state)
     if compressor.recalls and before is not None:
-        context.state[protocol.BEFORE_RECORD] = before
+        context.state[at.before] = before
         kept[_BEFORE_ROUND] = _integer(kept, _ROUND)
     else:
-        _forget_before(context)
+        _forget_before(context, at)
     kept[_SPEC] = compressor.spec
     kept[_LAYOUT] = fingerprint_layout(update)
     kept[_ROUND] = round
-    context.state[protocol.RECORD] = kept
-    context.state[protocol.STATE_RECORD] = protocol.tensors_to_record(state)
+    context.state[at.kept] = kept
+    context.state[at.state] = protocol.tensors_to_record(state)
+    if group:
+        _drop_oldest(context)
 
 
 def client_key(context: Context) -> int | str:
@@ -105,34 +138,50 @@ def _names_of(
     return _NAMES[spec, layout]
 
 
-def _go_to_round(context: Context, kept: ConfigRecord, settings: dict[str, object]) -> bool:
+def _go_to_round(
+    context: Context, at: _Places, kept: ConfigRecord, settings: dict[str, object]
+) -> bool:
     """Make the state the one that the server has the reply of; false where it is lost."""
     held = _integer(settings, protocol.HELD_KEY)
     if held == NO_ROUND:
         return False
     if held == _integer(kept, _ROUND):
         return True
-    before = context.state.get(protocol.BEFORE_RECORD)
+    before = context.state.get(at.before)
     if before is None or held != _integer(kept, _BEFORE_ROUND):
         return False
     logger.info(
         "client %s: its last reply was not used; it goes on from round %d",
         *(client_key(context), held),
     )
-    context.state[protocol.STATE_RECORD] = before
+    context.state[at.state] = before
     kept[_ROUND] = held
     return True
 
 
-def _start_anew(context: Context) -> None:
+def _drop_oldest(context: Context) -> None:
+    """Drop the state of the group that was not sent for longest, if there are too many."""
+    prefix = f"{protocol.KEPT_RECORD}."
+    groups = [key.removeprefix(prefix) for key in context.state if key.startswith(prefix)]
+    if len(groups) > _MOST_GROUPS:
+        rounds = {
+            group: _integer(protocol.kept_in(context.state, prefix + group), _ROUND)
+            for group in groups
+        }
+        at = _places(min(groups, key=rounds.__getitem__))
+        for key in (at.kept, at.state, at.before):
+            context.state.pop(key, None)
+
+
+def _start_anew(context: Context, at: _Places) -> None:
     """Drop states that the server does not hold, so that none of them is gone back to."""
-    context.state.pop(protocol.STATE_RECORD, None)
-    _forget_before(context)
+    context.state.pop(at.state, None)
+    _forget_before(context, at)
 
 
-def _forget_before(context: Context) -> None:
-    context.state.pop(protocol.BEFORE_RECORD, None)
-    kept = context.state.get(protocol.RECORD)
+def _forget_before(context: Context, at: _Places) -> None:
+    context.state.pop(at.before, None)
+    kept = context.state.get(at.kept)
     if isinstance(kept, ConfigRecord):
         kept.pop(_BEFORE_ROUND, None)
 

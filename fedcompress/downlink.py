@@ -33,10 +33,22 @@ class Shipment:
 
 @dataclass(eq=False)
 class Broadcast:
-    """Reference model, its recent payloads, and the version that each node is known to hold."""
+    """Reference model, its recent payloads, and the version that each node is known to hold.
+
+    Attributes
+    ----------
+    group : str
+        Names the layout of the arrays; empty for the global model.
+    remembers : bool
+        Whether the compressor remembers what a broadcast left out, which the next target then
+        lacks, since it came of the reference. Otherwise targets hold all of it: the difference
+        to the reference is what was left out and what is new, and no state is kept.
+    """
 
     compressor: Compressor
     seed: int
+    group: str = ""
+    remembers: bool = True
     version: int = NO_VERSION
     reference: dict[str, Tensor] = field(default_factory=dict)
     checksum: int = 0
@@ -61,9 +73,12 @@ class Broadcast:
         if self.version == NO_VERSION or not _same_layout(target, self.reference):
             self._restart(target)
             return
-        rng = rng_for(self.seed, round=server_round, client="server", purpose="downlink")
+        purpose = f"downlink of {self.group}" if self.group else "downlink"
+        rng = rng_for(self.seed, round=server_round, client="server", purpose=purpose)
         update = protocol.difference(target, self.reference)
-        payload, self._state, decoded = self.compressor.encode_and_decode(update, self._state, rng)
+        before = self._state if self.remembers else self.compressor.init(update)
+        payload, after, decoded = self.compressor.encode_and_decode(update, before, rng)
+        self._state = after if self.remembers else {}
         self.reference = protocol.advance(self.reference, decoded)
         self.version += 1
         self.checksum = protocol.checksum(self.reference)
@@ -83,7 +98,7 @@ class Broadcast:
 
     def model_stays(self) -> None:
         """Note that the round gave no new model, so the next target is the one just broadcast."""
-        self._stays = True
+        self._stays = self.remembers
 
     def confirm(self, node_id: int, version: int | None = None) -> None:
         """Note that a node answered, so it holds the version it was sent (the current one)."""
@@ -127,7 +142,7 @@ class Broadcast:
         self.reference = {name: x.clone() for name, x in target.items()}
         self.version += 1
         self.checksum = protocol.checksum(self.reference)
-        self._state = self.compressor.init(self.reference)
+        self._state = self.compressor.init(self.reference) if self.remembers else {}
         self._payloads = {}
         self._held = {}
 

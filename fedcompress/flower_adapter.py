@@ -1,7 +1,7 @@
 """The one place that touches what Flower keeps to itself.
 
-`uses_weighted_mean` knows which strategies aggregate by FedAvg's weighted mean and nothing
-else, by the identity of their methods; the tests fail loudly when Flower changes them.
+`mean_rule` knows which strategies aggregate by FedAvg's weighted mean and nothing else, by the
+identity of their methods; the tests fail loudly when Flower changes them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,9 +36,33 @@ _BY_WEIGHTED_MEAN = {
 }
 
 
+def mean_rule(strategy: Strategy) -> FedAvg | None:
+    """Find the rule inside to which the weighted mean of the clients' arrays is all that matters.
+
+    None where a strategy needs more. One that wraps another takes part if it says so by
+    ``takes_mean = True``: it is then given one reply, which holds the mean.
+    """
+    for inner in strategies_inside(strategy):
+        if isinstance(inner, FedAvg):
+            return inner if type(inner).aggregate_train in _BY_WEIGHTED_MEAN else None
+        if not getattr(inner, "takes_mean", False):
+            return None
+    return None
+
+
 def uses_weighted_mean(strategy: Strategy) -> bool:
     """Whether all that a strategy takes from the clients' arrays is their weighted mean."""
-    return isinstance(strategy, FedAvg) and type(strategy).aggregate_train in _BY_WEIGHTED_MEAN
+    return mean_rule(strategy) is not None
+
+
+def sends_own_arrays(strategy: Strategy) -> bool:
+    """Whether a strategy says that its messages hold other arrays than those it is given."""
+    return any(getattr(inner, "sends_own_arrays", False) for inner in strategies_inside(strategy))
+
+
+def takes_one_at_a_time(strategy: Strategy) -> bool:
+    """Whether a strategy says that it goes through the replies once, and keeps none of them."""
+    return bool(getattr(strategy, "one_at_a_time", False))
 
 
 R = TypeVar("R", RecordDict, ArrayRecord, MetricRecord, ConfigRecord)
@@ -118,26 +142,27 @@ class MetricContent(RecordDict):
 @contextmanager
 def metrics_from(strategy: Strategy, contents: list[RecordDict]) -> Iterator[None]:
     """Let a strategy aggregate the metrics of ``contents`` while it sees one summed reply."""
-    if not isinstance(strategy, FedAvg):
+    rule = mean_rule(strategy)
+    if rule is None:
         yield
         return
-    original = strategy.train_metrics_aggr_fn
+    original = rule.train_metrics_aggr_fn
 
     def aggregate(_: list[RecordDict], weighted_by_key: str) -> MetricRecord:
         return original(contents, weighted_by_key)
 
-    strategy.train_metrics_aggr_fn = aggregate
+    rule.train_metrics_aggr_fn = aggregate
     try:
         yield
     finally:
-        strategy.train_metrics_aggr_fn = original
+        rule.train_metrics_aggr_fn = original
 
 
-def check_metrics_agree(strategy: FedAvg, contents: list[RecordDict]) -> None:
+def check_metrics_agree(rule: FedAvg, contents: list[RecordDict]) -> None:
     """Raise Flower's own error where the clients' MetricRecords do not fit together."""
-    if _agree(contents, strategy.weighted_by_key):
+    if _agree(contents, rule.weighted_by_key):
         return
-    validate_message_reply_consistency(contents, strategy.weighted_by_key, check_arrayrecord=False)
+    validate_message_reply_consistency(contents, rule.weighted_by_key, check_arrayrecord=False)
 
 
 def _agree(contents: list[RecordDict], weight_key: str) -> bool:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.aggregation import FlatArrays, FlatLayout, Given, Node
-from fedcompress.compressor import Compressor, memory_of
+from fedcompress.compressor import memory_of
 from fedcompress.dense import whole_block
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.memories import Memories
 from fedcompress.own_payloads import OwnPayloads
 from fedcompress.partial import SUMMED_STYPE, PartialSum, SummedReply, is_hollow, layout_of
+from fedcompress.sent import Sent, SentRound
 from fedcompress.traffic import ClientTraffic
 from fedcompress.wire import payload_checksum
 
@@ -51,11 +52,8 @@ class Expected:
     ----------
     server_round : int
         The round that is being aggregated.
-    sent : Mapping[int, Compressor or None]
-        The compressor that each node was told to use, in the order of the messages; None where
-        arrays come dense.
-    reference : Mapping[str, Tensor]
-        The model that updates are taken against.
+    sent : SentRound
+        What each node was sent, in the order of the messages.
     weight_key : str
         Metric by which the strategy weighs clients.
     metrics : frozenset of str
@@ -65,12 +63,12 @@ class Expected:
     own_payloads : OwnPayloads, optional
         Where payloads are read in the process that made them.
     adds_dense : bool
-        Whether dense arrays are to be added up here, not given to the strategy inside.
+        Whether dense arrays are to be added up here, not given to the strategy inside; all nodes
+        then have one reference.
     """
 
     server_round: int
-    sent: Mapping[int, Compressor | None]
-    reference: Mapping[str, Tensor]
+    sent: SentRound
     weight_key: str
     metrics: frozenset[str]
     memories: Memories
@@ -78,14 +76,21 @@ class Expected:
     adds_dense: bool = False
 
     @cached_property
+    def like(self) -> Mapping[str, Tensor]:
+        """Arrays of the layout in which updates are added up."""
+        common = self.sent.common
+        assert common is not None
+        return common
+
+    @cached_property
     def layout(self) -> FlatLayout:
         """Where dense arrays lie when they are added up."""
-        return FlatLayout(self.reference)
+        return FlatLayout(self.like)
 
     @cached_property
     def described(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each array of the model."""
-        return list(layout_of(self.reference))
+        return list(layout_of(self.like))
 
     @cached_property
     def positions(self) -> dict[int, int]:
@@ -108,29 +113,21 @@ def read_reply(reply: Message, expected: Expected) -> Answer:
         If the reply was not asked for in this round, holds no payload or one that does not
         verify, other metrics than the other clients', or numbers or a weight that are not finite.
     """
-    node_id = reply.metadata.src_node_id
-    check_asked(node_id, expected)
+    sent = expected.sent.of(reply.metadata.src_node_id)
     _, record = protocol.single_array_record(reply.content, "reply")
     weight = read_weight(reply, expected)
-    compressor = expected.sent[node_id]
-    if compressor is None:
+    if sent.compressor is None:
         return _read_dense(reply, record, expected, weight)
     answer = read_payload(
-        reply,
-        compressor,
-        expected.server_round,
-        expected.reference,
-        expected.memories,
-        expected.own_payloads,
+        reply, sent, expected.server_round, expected.memories, expected.own_payloads
     )
     return replace(answer, weight=weight)
 
 
 def read_payload(
     reply: Message,
-    compressor: Compressor,
+    sent: Sent,
     server_round: int,
-    reference: Mapping[str, Tensor],
     memories: Memories,
     own_payloads: OwnPayloads | None = None,
 ) -> Answer:
@@ -145,6 +142,8 @@ def read_payload(
         numbers that are not finite.
     """
     node_id = reply.metadata.src_node_id
+    compressor = sent.compressor
+    assert compressor is not None
     _, record = protocol.single_array_record(reply.content, "reply")
     payloads = protocol.record_to_payloads(record)
     if len(payloads) != 1:
@@ -155,9 +154,10 @@ def read_payload(
             f"reply: is of round {own.get(protocol.ROUND_KEY)!r}, this is round "
             f"{server_round}; it came too late"
         )
-    memory = memories.of(node_id) if compressor.recalls else None
-    read = None if own_payloads is None else own_payloads.take(payloads[0], compressor, reference)
-    parts, by_stream = read or compressor.read(payloads[0], reference, memory)
+    memory = memories.of(node_id, sent.group) if compressor.recalls else None
+    like = sent.reference
+    read = None if own_payloads is None else own_payloads.take(payloads[0], compressor, like)
+    parts, by_stream = read or compressor.read(payloads[0], like, memory)
     for name, part in parts.items():
         if not part.is_finite():
             raise protocol.not_finite(name)
@@ -241,17 +241,12 @@ def _checksum(reply: Message) -> str:
     return "".join(payload_checksum(x.data) for record in records for x in record.values())
 
 
-def check_asked(node_id: int, expected: Expected) -> None:
-    """Raise `PayloadError` where a node was not sent a message in this round."""
-    if node_id not in expected.sent:
-        raise PayloadError(f"reply of node {node_id}: it was not asked in this round")
-
-
 def _read_dense(reply: Message, record: ArrayRecord, expected: Expected, weight: float) -> Answer:
     flat = _flat(record, expected) if expected.adds_dense else None
     if flat is None or not flat.is_finite():
         arrays = protocol.record_to_tensors(record)
-        protocol.check_same_layout(arrays, expected.reference)
+        node_id = reply.metadata.src_node_id
+        protocol.check_same_layout(arrays, expected.sent.of(node_id).reference)
         protocol.check_finite(arrays)
         flat = expected.layout.flatten(arrays) if expected.adds_dense else None
     size = protocol.data_bytes(reply.content)

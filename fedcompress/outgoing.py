@@ -20,41 +20,56 @@ class Outgoing:
         Round that the messages belong to.
     seed : int
         Seed of the run.
-    broadcast : Broadcast or None
-        The compressed downlink, advanced to this round, if there is one.
     memories : Memories
         What the server remembers of each client.
     """
 
-    def __init__(
-        self, server_round: int, seed: int, broadcast: Broadcast | None, memories: Memories
-    ) -> None:
+    def __init__(self, server_round: int, seed: int, memories: Memories) -> None:
         self._round = server_round
         self._seed = seed
-        self._broadcast = broadcast
         self._memories = memories
         self._contents: dict[tuple[int, str, int, int], RecordDict] = {}
         self._specs: dict[int, tuple[Compressor, str]] = {}  # by the compressor's id
         # By the content's id; it is kept so that no other gets that id.
         self._given: dict[int, tuple[RecordDict, str, ArrayRecord, int]] = {}
 
-    def prepare(self, message: Message, compressor: Compressor | None) -> ClientDownlink:
-        """Give a message its new content, and say what it weighs; None leaves it as it is."""
+    def prepare(
+        self,
+        message: Message,
+        compressor: Compressor | None,
+        broadcast: Broadcast | None,
+        group: str = "",
+    ) -> ClientDownlink:
+        """Give a message its new content, and say what it weighs.
+
+        Parameters
+        ----------
+        message : Message
+            From the strategy.
+        compressor : Compressor or None
+            What the client is to use; None leaves the message as it is.
+        broadcast : Broadcast or None
+            By which its arrays are sent, advanced to this round; None sends them as they are.
+        group : str
+            Names the layout of these arrays; empty for the global model.
+        """
         node_id = message.metadata.dst_node_id
         key, record, size = self._read(message.content)
         base = NO_VERSION
-        if self._broadcast is None:
+        if broadcast is None:
             traffic = ClientDownlink(node_id, size, 0)
         else:
-            shipment = self._broadcast.ship_to(node_id)
+            shipment = broadcast.ship_to(node_id)
             record, base = shipment.record, shipment.base
             traffic = ClientDownlink(node_id, shipment.payload_bytes, shipment.catchup_bytes)
         if compressor is None:
             return traffic
-        held = self._memories.round_of(node_id) if compressor.recalls else NO_ROUND
+        held = self._memories.round_of(node_id, group) if compressor.recalls else NO_ROUND
         shared = (id(message.content), self.spec(compressor), base, held)
         if shared not in self._contents:
-            settings = self._settings(compressor, base, held)
+            settings = self._settings(compressor, base, held, broadcast)
+            if group:
+                settings[protocol.GROUP_KEY] = group
             self._contents[shared] = _with_settings(message.content, key, record, settings)
         message.content = self._contents[shared]
         return traffic
@@ -74,7 +89,9 @@ class Outgoing:
             self._specs[id(compressor)] = compressor, str(compressor)
         return self._specs[id(compressor)][1]
 
-    def _settings(self, compressor: Compressor, base: int, held: int) -> dict[str, str | int]:
+    def _settings(
+        self, compressor: Compressor, base: int, held: int, broadcast: Broadcast | None
+    ) -> dict[str, str | int]:
         settings: dict[str, str | int] = {
             protocol.UPLINK_KEY: self.spec(compressor),
             protocol.SEED_KEY: self._seed,
@@ -82,11 +99,11 @@ class Outgoing:
         }
         if compressor.recalls:
             settings[protocol.HELD_KEY] = held
-        if self._broadcast is not None:
-            settings[protocol.DOWNLINK_KEY] = self._broadcast.compressor.spec
+        if broadcast is not None:
+            settings[protocol.DOWNLINK_KEY] = broadcast.compressor.spec
             settings[protocol.BASE_KEY] = base
-            settings[protocol.VERSION_KEY] = self._broadcast.version
-            settings[protocol.CHECKSUM_KEY] = self._broadcast.checksum
+            settings[protocol.VERSION_KEY] = broadcast.version
+            settings[protocol.CHECKSUM_KEY] = broadcast.checksum
         return settings
 
 

@@ -32,7 +32,19 @@ DOWNLINK_KEY = "fedcompress.downlink"  # spec of the payloads in this message
 BASE_KEY = "fedcompress.base"  # version of the reference model that the payloads build on
 VERSION_KEY = "fedcompress.version"  # version that they lead to
 CHECKSUM_KEY = "fedcompress.checksum"  # of the reference model at that version
+GROUP_KEY = "fedcompress.group"  # names the layout of the arrays, where it is not the model's
+KEPT_RECORD = "fedcompress.kept"  # what is known of a group's state; of the model's, in RECORD
 ENCODE_SECONDS_KEY = "encode-seconds"
+_OF_THE_MOD = {
+    UPLINK_KEY,
+    SEED_KEY,
+    ROUND_KEY,
+    HELD_KEY,
+    DOWNLINK_KEY,
+    BASE_KEY,
+    VERSION_KEY,
+    CHECKSUM_KEY,
+}
 _PLAIN = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 ERROR_PREFIX = "fedcompress: "  # of the reason in a client's error reply
 
@@ -164,9 +176,9 @@ def checksum(arrays: Mapping[str, Tensor]) -> int:
     return value
 
 
-def kept_in(state: RecordDict) -> ConfigRecord:
+def kept_in(state: RecordDict, key: str = RECORD) -> ConfigRecord:
     """Give our own record in a client's state, an empty one where there is none."""
-    kept = state.get(RECORD)
+    kept = state.get(key)
     return kept if isinstance(kept, ConfigRecord) else ConfigRecord()
 
 
@@ -181,14 +193,22 @@ def settings_of(content: RecordDict) -> dict[str, object]:
     }
 
 
+def group_of(content: RecordDict) -> str:
+    """Read which group a strategy says that its arrays are of; empty where it says nothing."""
+    return str(settings_of(content).get(GROUP_KEY, ""))
+
+
 def without_settings(content: RecordDict) -> RecordDict:
-    """Copy a message's content as the app inside should see it."""
+    """Copy a message's content as the app inside should see it.
+
+    What a strategy says of its arrays stays, such as their group.
+    """
     clean = RecordDict()
     for key, record in content.items():
         if key == RECORD:
             continue
         if isinstance(record, ConfigRecord):
-            kept = {k: v for k, v in record.items() if not k.startswith(KEY_PREFIX)}
+            kept = {k: v for k, v in record.items() if k not in _OF_THE_MOD}
             clean[key] = ConfigRecord(kept)
         else:
             clean[key] = record

@@ -2,48 +2,45 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Literal
+from itertools import chain
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, FedXgbBagging, FedXgbCyclic, Strategy
+from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
 from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.aggregation import TreeSum
+from fedcompress.broadcasts import Broadcasts
 from fedcompress.checks import check_integer
 from fedcompress.compressor import Compressor
-from fedcompress.downlink import Broadcast
+from fedcompress.dense_replies import dense_reply
 from fedcompress.dtypes import restore_dtypes
-from fedcompress.errors import ConfigError, FedcompressError, PayloadError, StaleMemoryError
+from fedcompress.errors import ConfigError
 from fedcompress.flower_adapter import (
     check_metrics_agree,
+    mean_rule,
     metrics_from,
+    sends_own_arrays,
     strategies_inside,
+    takes_one_at_a_time,
     tell_server_momentum,
     uses_weighted_mean,
     weight_key,
     with_content,
 )
-from fedcompress.incoming import (
-    Answer,
-    Expected,
-    in_order,
-    is_dense,
-    most_common_metrics,
-    read_reply,
-    usable_sums,
-)
+from fedcompress.incoming import Answer, in_order
 from fedcompress.links import Uplink, read_links
 from fedcompress.memories import Memories
 from fedcompress.outgoing import Outgoing
 from fedcompress.partial import PartialSum, SummingGrid, SumPlan, layout_of
-from fedcompress.reference import NEEDS_WHOLE_MODEL
+from fedcompress.reading import RoundReader
+from fedcompress.sent import SentRound
 from fedcompress.spec import parse
-from fedcompress.traffic import ClientTraffic, RoundTraffic
+from fedcompress.starts import Starts
+from fedcompress.traffic import RoundTraffic
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +58,14 @@ class Compressed(Strategy):
 
     A client whose payload does not verify, or whose numbers are not finite, is left out and
     recorded in `last_round`; a round in which nothing usable came back keeps the model.
+
+    A strategy may put other arrays than the model into a message, and name their layout under
+    ``"fedcompress.group"`` in its ConfigRecord: that client's update is then against those, and
+    what it is given back is of their layout. A strategy of yours says what it needs by these
+    attributes, all False where they are missing: ``sends_own_arrays``, that it does so, and is to
+    be given the model as it is also under a lossy downlink; ``takes_mean``, that it passes what it
+    is given to the strategy that it wraps, to which the mean of all clients is enough;
+    ``one_at_a_time``, that it goes through the replies once, so that they are decoded one by one.
 
     Parameters
     ----------
@@ -127,31 +132,35 @@ class Compressed(Strategy):
         self.seed = seed
         self.last_round = RoundTraffic(server_round=0)
         self._memories = Memories(memory_bytes)
-        self._broadcast = None if self.downlink is None else Broadcast(self.downlink, seed)
-        self._reference: dict[str, Tensor] = {}
-        self._sent: dict[int, Compressor | None] = {}  # by node id, in this round and in its order
+        self._sends_own = sends_own_arrays(strategy)
+        self._broadcasts: Broadcasts | None = None
+        if self.downlink is not None:
+            self._broadcasts = Broadcasts(self.downlink, seed, remembers=not self._sends_own)
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._sent = SentRound()
         self._summing: SummingGrid | None = None  # the grid that sums this round's updates itself
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Configure training inside, and add the spec (and a compressed model) to each message."""
-        model = protocol.record_to_tensors(arrays)
-        if self._broadcast is not None:
-            self._broadcast.advance_to(model, server_round)
-            model = self._broadcast.reference
-            arrays = protocol.tensors_to_record(model)
-            tell_server_momentum(self.strategy, arrays)
-        self._reference = model
-        self._sent = {}
+        starts = Starts(server_round, arrays, self._broadcasts, self._sends_own)
+        if starts.arrays is not arrays:
+            tell_server_momentum(self.strategy, starts.arrays)
+        self._dtypes = starts.dtypes
+        self._sent = SentRound()
         self.last_round = RoundTraffic(server_round=server_round)
-        outgoing = Outgoing(server_round, self.seed, self._broadcast, self._memories)
-        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        outgoing = Outgoing(server_round, self.seed, self._memories)
+        messages = list(self.strategy.configure_train(server_round, starts.arrays, config, grid))
         for message in messages:
             node_id = message.metadata.dst_node_id
+            start = starts.of(message.content)
             compressor = self._compressor_for(node_id, server_round)
-            self._sent[node_id] = compressor
-            self.last_round.downlink.append(outgoing.prepare(message, compressor))
+            self._sent.note(node_id, start.sent(compressor))
+            if self._broadcasts is not None and start.broadcast is not None:
+                self._broadcasts.ask(node_id, start.broadcast)
+            downlink = outgoing.prepare(message, compressor, start.broadcast, start.group)
+            self.last_round.downlink.append(downlink)
         self._arm(server_round, messages, grid, outgoing)
         return messages
 
@@ -161,12 +170,14 @@ class Compressed(Strategy):
         """Check and decode the payloads, and aggregate inside."""
         started = time.perf_counter()
         ordered = in_order(replies, self._sent)
+        reader = self._reader()
         errors = [reply for reply in ordered if reply.has_error()]
         for reply in errors:
-            self._note_error(reply)
-        answers, total = self._read_all(server_round, [r for r in ordered if r.has_content()])
+            reader.note_error(reply)
+        whole = [reply for reply in ordered if reply.has_content()]
+        answers, total = reader.read(whole, self._take_sums())
         self.last_round.decode_seconds += time.perf_counter() - started
-        self._warn_of_faults()
+        reader.warn_of_faults()
         started = time.perf_counter()
         arrays, metrics = None, None
         if sum(answer.weight for answer in answers) > 0:
@@ -177,11 +188,10 @@ class Compressed(Strategy):
                 *(server_round, len(self._sent)),
             )
         if arrays is not None:
-            dtypes = {name: x.dtype for name, x in self._reference.items()}
-            restored = restore_dtypes(protocol.record_to_tensors(arrays), dtypes)
+            restored = restore_dtypes(protocol.record_to_tensors(arrays), self._dtypes)
             arrays = protocol.tensors_to_record(restored)
-        elif self._broadcast is not None:
-            self._broadcast.model_stays()
+        elif self._broadcasts is not None:
+            self._broadcasts.model_stays()
         self.last_round.aggregate_seconds = time.perf_counter() - started
         return arrays, self.last_round.add_to_metrics(metrics)
 
@@ -206,7 +216,7 @@ class Compressed(Strategy):
 
     def state_dict(self) -> dict[str, object]:
         """Give what a later run needs of the protocol to go on from here (not of the inside)."""
-        state = {} if self._broadcast is None else self._broadcast.state_dict()
+        state = {} if self._broadcasts is None else self._broadcasts.state_dict()
         memories = self._memories.state_dict()
         return {**state, "memories": memories} if memories else state
 
@@ -216,8 +226,8 @@ class Compressed(Strategy):
         if not isinstance(memories, Mapping):
             raise TypeError(f"state: memories is a {type(memories).__name__}, expected a mapping")
         self._memories.load_state_dict(memories)
-        if self._broadcast is not None and state.keys() - {"memories"}:
-            self._broadcast.load_state_dict(state)
+        if self._broadcasts is not None and state.keys() - {"memories"}:
+            self._broadcasts.load_state_dict(state)
 
     def _compressor_for(self, node_id: int, server_round: int) -> Compressor | None:
         if self.uplink is None:
@@ -232,104 +242,39 @@ class Compressed(Strategy):
         if not isinstance(grid, SummingGrid):
             return
         plan = None
-        summed = [c for c in self._sent.values() if c is None or not c.recalls]
-        if uses_weighted_mean(self.strategy) and messages and len(summed) == len(messages):
+        uplinks = [sent.compressor for sent in self._sent.values()]
+        summed = [c for c in uplinks if c is None or not c.recalls]
+        common = self._common()
+        if common is not None and len(summed) == len(messages):
             plan = SumPlan(
                 server_round,
                 node_ids=tuple(self._sent),
                 uplinks=tuple("" if c is None else outgoing.spec(c) for c in summed),
-                layout=layout_of(self._reference),
+                layout=layout_of(common),
                 weight_key=weight_key(self.strategy),
             )
         if grid.sum_updates(plan) and plan is not None:
             self._summing = grid
 
+    def _common(self) -> Mapping[str, Tensor] | None:
+        """Give the one reference of all nodes, if the mean of their updates is all that matters."""
+        return self._sent.common if uses_weighted_mean(self.strategy) else None
+
+    def _reader(self) -> RoundReader:
+        return RoundReader(
+            self._sent,
+            self.last_round,
+            self._memories,
+            self._broadcasts,
+            weight_key=weight_key(self.strategy),
+            takes_mean=self._common() is not None,
+            keeps_updates=not takes_one_at_a_time(self.strategy),
+        )
+
     def _take_sums(self) -> list[PartialSum]:
         taken = [] if self._summing is None else self._summing.take_sums()
         self._summing = None
         return taken
-
-    def _read_all(
-        self, server_round: int, replies: list[Message]
-    ) -> tuple[list[Answer], TreeSum | None]:
-        """Read the replies one by one; under a weighted mean, keep only their sum."""
-        takes_mean = uses_weighted_mean(self.strategy)
-        expected = Expected(
-            server_round,
-            dict(self._sent),
-            self._reference,
-            weight_key(self.strategy),
-            most_common_metrics(replies),
-            self._memories,
-            adds_dense=takes_mean,
-        )
-        summed = usable_sums(self._take_sums(), replies, expected)
-        self.last_round.decode_seconds = sum(r.decode_seconds for r in summed.rows.values())
-        total: TreeSum | None = None
-        if takes_mean:
-            total = TreeSum(self._reference, len(self._sent))
-            for node in summed.nodes:
-                total.put(node)
-        answers: list[Answer] = []
-        answered: set[int] = set()
-        dense = 0
-        for reply in replies:
-            node_id = reply.metadata.src_node_id
-            message_id = reply.metadata.reply_to_message_id
-            row = summed.rows.get(message_id)
-            try:
-                if node_id in answered:
-                    raise PayloadError(f"reply of node {node_id}: it has answered already")
-                if row is not None:
-                    answer = Answer(reply, {}, row.weight, row.traffic)
-                else:
-                    answer = _read_and_add(reply, expected, total)
-            except FedcompressError as error:
-                if isinstance(error, StaleMemoryError):
-                    self._memories.forget(node_id)
-                dense += is_dense(reply)
-                size = summed.unused.get(message_id, protocol.data_bytes(reply.content))
-                self._note(reply, "rejected", str(error), size)
-                continue
-            answered.add(node_id)
-            if answer.memory:
-                self._memories.keep(node_id, server_round, answer.memory)
-                answer = replace(answer, memory={})
-            answers.append(answer)
-            self.last_round.clients.append(answer.traffic)
-            if self._broadcast is not None:
-                self._broadcast.confirm(node_id)
-        self._memories.make_room()
-        if dense and not answers and self.uplink is not None:
-            raise ConfigError(
-                f"Compressed: {dense} clients sent dense arrays and none a payload; put "
-                "compression_mod first in ClientApp(mods=[...]), or wrap the app by compress()"
-            )
-        return answers, total
-
-    def _note_error(self, reply: Message) -> None:
-        reason = reply.error.reason or "no reason given"
-        if self._broadcast is not None and NEEDS_WHOLE_MODEL in reason:
-            self._broadcast.forget(reply.metadata.src_node_id)
-        ours = reason.startswith(protocol.ERROR_PREFIX)
-        self._note(reply, "rejected" if ours else "error", reason, 0)
-
-    def _note(
-        self, reply: Message, status: Literal["rejected", "error"], reason: str, size: int
-    ) -> None:
-        node_id = reply.metadata.src_node_id
-        self.last_round.clients.append(ClientTraffic(node_id, status, reason, size))
-        logger.debug("round %d: node %d: %s", self.last_round.server_round, node_id, reason)
-
-    def _warn_of_faults(self) -> None:
-        """Warn once for each reason why updates were not used, however many clients gave it."""
-        clients = self.last_round.clients
-        faults = Counter(" ".join(str(c.reason).split()) for c in clients if c.status != "ok")
-        for reason, count in faults.items():
-            logger.warning(
-                "round %d: %d of %d clients: %s",
-                *(self.last_round.server_round, count, len(self._sent), reason),
-            )
 
     def _aggregate(
         self,
@@ -338,10 +283,15 @@ class Compressed(Strategy):
         total: TreeSum | None,
         errors: list[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        if total is None or not isinstance(self.strategy, FedAvg):
-            is_dense = self.uplink is None
-            replies = [a.reply if is_dense else self._dense_reply(a) for a in answers]
-            return self.strategy.aggregate_train(server_round, replies + errors)
+        rule = mean_rule(self.strategy)
+        if total is None or rule is None:
+            decoded = (
+                dense_reply(answer, self._sent.of(answer.traffic.node_id), server_round)
+                for answer in answers
+            )
+            one_by_one = takes_one_at_a_time(self.strategy)
+            replies = chain(decoded, errors) if one_by_one else [*decoded, *errors]
+            return self.strategy.aggregate_train(server_round, replies)
         model = total.average() if self.uplink is None else total.mean()
         if not all(bool(x.isfinite().all()) for x in model.values()):
             logger.warning(
@@ -350,32 +300,14 @@ class Compressed(Strategy):
             )
             return None, None
         contents = [protocol.without_arrays(answer.reply.content) for answer in answers]
-        check_metrics_agree(self.strategy, contents)
+        check_metrics_agree(rule, contents)
         summed = RecordDict(
             {
-                self.strategy.arrayrecord_key: protocol.tensors_to_record(model),
-                "metrics": MetricRecord({self.strategy.weighted_by_key: 1.0}),
+                rule.arrayrecord_key: protocol.tensors_to_record(model),
+                "metrics": MetricRecord({rule.weighted_by_key: 1.0}),
             }
         )
         logger.info("round %d: one mean of %d clients follows", server_round, len(answers))
         with metrics_from(self.strategy, contents):
             reply = with_content(answers[0].reply, summed)
             return self.strategy.aggregate_train(server_round, [reply, *errors])
-
-    def _dense_reply(self, answer: Answer) -> Message:
-        model = protocol.advance(self._reference, answer.dense())
-        # Integers go in as float64, which holds every counter exactly: rules such as q-FedAvg
-        # compute in place and fail on integer arrays.
-        floats = {name: x if x.is_floating_point() else x.double() for name, x in model.items()}
-        content = protocol.with_model(answer.reply.content, floats)
-        return with_content(answer.reply, content)
-
-
-def _read_and_add(reply: Message, expected: Expected, total: TreeSum | None) -> Answer:
-    answer = read_reply(reply, expected)
-    if total is None:
-        return answer
-    position = expected.positions[reply.metadata.src_node_id]
-    total.no_more_before(position)
-    total.add(position, answer.parts, answer.weight)
-    return replace(answer, parts={})

@@ -5,6 +5,11 @@ from typing import Literal
 
 from flwr.app import MetricRecord
 
+# Of a round, among the metrics that Flower shows.
+UPLINK_METRIC = "uplink-payload-bytes"
+DOWNLINK_METRIC = "downlink-payload-bytes"
+REJECTED_METRIC = "rejected-clients"
+
 
 @dataclass(frozen=True)
 class ClientTraffic:
@@ -45,7 +50,7 @@ class RoundTraffic:
     def add_to_metrics(self, metrics: MetricRecord | None) -> MetricRecord:
         """Put the sums into the metrics that Flower shows for the round."""
         both = MetricRecord() if metrics is None else metrics
-        both["uplink-payload-bytes"] = sum(c.uplink_payload_bytes for c in self.clients)
-        both["downlink-payload-bytes"] = sum(d.payload_bytes for d in self.downlink)
-        both["rejected-clients"] = sum(c.status != "ok" for c in self.clients)
+        both[UPLINK_METRIC] = sum(c.uplink_payload_bytes for c in self.clients)
+        both[DOWNLINK_METRIC] = sum(d.payload_bytes for d in self.downlink)
+        both[REJECTED_METRIC] = sum(c.status != "ok" for c in self.clients)
         return both

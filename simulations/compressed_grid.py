@@ -29,6 +29,7 @@ from fedcompress.links import read_links
 from fedcompress.memories import Memories
 from fedcompress.outgoing import Outgoing
 from fedcompress.reference import NEEDS_WHOLE_MODEL, NO_VERSION
+from fedcompress.sent import Sent
 from fedcompress.spec import parse
 from simulations.engines.flower_internals import REPLY_REFUSED
 from simulations.grid_around import GridAround
@@ -115,7 +116,7 @@ class CompressedGrid(GridAround):
             self._round, self._models = number, []
         models = [self._model_of(message) for message in messages]
         broadcast = self._broadcast_of([model for model in models if model is not None])
-        outgoing = Outgoing(number, self._seed, broadcast, self._memories)
+        outgoing = Outgoing(number, self._seed, self._memories)
         contents: dict[int, RecordDict] = {}
         prepared: list[Message] = []
         sent: list[_Sent | None] = []
@@ -129,7 +130,7 @@ class CompressedGrid(GridAround):
             if shared not in contents:
                 contents[shared] = model.put_into(message.content)
             copy = with_content(message, contents[shared])
-            outgoing.prepare(copy, self._uplink)
+            outgoing.prepare(copy, self._uplink, broadcast)
             prepared.append(copy)
             if broadcast is None:
                 sent.append(_Sent(number, model.tensors, NO_VERSION))
@@ -215,9 +216,8 @@ class CompressedGrid(GridAround):
                 faults[_one_line(reason)] += 1
             return reply
         try:
-            answer = read_payload(
-                reply, self._uplink, sent.round_number, sent.reference, self._memories
-            )
+            told = Sent(self._uplink, sent.reference)
+            answer = read_payload(reply, told, sent.round_number, self._memories)
         except FedcompressError as error:
             if isinstance(error, StaleMemoryError):
                 self._memories.forget(node_id)

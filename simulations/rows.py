@@ -5,12 +5,24 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedcompress.traffic import ClientDownlink, ClientTraffic, RoundTraffic
+from flwr.app import MetricRecord
+
+from fedcompress.traffic import (
+    DOWNLINK_METRIC,
+    REJECTED_METRIC,
+    UPLINK_METRIC,
+    ClientDownlink,
+    ClientTraffic,
+    RoundTraffic,
+)
 from simulations.rounds import ClientReport, Round
 from simulations.timeline import ClientWork, RoundTimeline, split_round, trained_together
 from simulations.training import Evaluation
 
 Row = dict[str, Any]
+
+# Metrics of a round that its row says under other names.
+_SAID_ALREADY = {UPLINK_METRIC, DOWNLINK_METRIC, REJECTED_METRIC, "train_loss"}
 
 
 def before_training_row(evaluation: Evaluation | None, evaluate_seconds: float) -> Row:
@@ -175,6 +187,16 @@ def round_row(
         "aggregate_seconds": traffic.aggregate_seconds,
         "evaluate_seconds": done.evaluate_seconds,
         "split_seconds": split_round(timeline),
+        "strategy_metrics": _strategy_metrics(done.metrics),
+    }
+
+
+def _strategy_metrics(metrics: MetricRecord | None) -> Row:
+    """Take what a strategy says of its round, and the means of what else clients reported."""
+    return {
+        name: [_finite(x) for x in value] if isinstance(value, list) else _finite(value)
+        for name, value in sorted((metrics or {}).items())
+        if name not in _SAID_ALREADY
     }
 
 

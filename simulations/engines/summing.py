@@ -49,6 +49,7 @@ from fedcompress.incoming import Expected, metric_keys, read_reply
 from fedcompress.memories import Memories
 from fedcompress.own_payloads import OwnPayloads
 from fedcompress.partial import PartialSum, SummedReply, SumPlan, hollow
+from fedcompress.sent import Sent, SentRound
 from fedcompress.spec import parse
 from fedcompress.traffic import ClientTraffic
 from simulations.engines.message_bytes import message_bytes, payload_bytes
@@ -126,10 +127,11 @@ class RangeSums:
 
     def _expect(self, metrics: frozenset[str]) -> Expected:
         plan = self._plan
+        told = {spec: Sent(_parsed(spec), self._like) for spec in set(plan.uplinks)}
+        uplinks = map(told.__getitem__, plan.uplinks)
         return Expected(
             plan.server_round,
-            dict(zip(plan.node_ids, map(_parsed, plan.uplinks), strict=True)),
-            self._like,
+            SentRound(dict(zip(plan.node_ids, uplinks, strict=True))),
             plan.weight_key,
             metrics,
             Memories(0),
