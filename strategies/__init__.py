@@ -5,7 +5,18 @@
 """
 
 from strategies.distilled import Distilled
+from strategies.groups import Groups
 from strategies.methods import Method, build_server, method
+from strategies.slices import Slices
 from strategies.student import StudentResult, distil_student
 
-__all__ = ["Distilled", "Method", "StudentResult", "build_server", "distil_student", "method"]
+__all__ = [
+    "Distilled",
+    "Groups",
+    "Method",
+    "Slices",
+    "StudentResult",
+    "build_server",
+    "distil_student",
+    "method",
+]

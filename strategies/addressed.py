@@ -13,15 +13,9 @@ class Addressed:
     """Puts a group's arrays into the messages of its clients, and says which group that is.
 
     Messages of a round mostly share one content; those of one group share one afterwards.
-
-    Parameters
-    ----------
-    arrays : ArrayRecord
-        What the messages hold before.
     """
 
-    def __init__(self, arrays: ArrayRecord) -> None:
-        self._arrays = arrays
+    def __init__(self) -> None:
         self._records: dict[str, ArrayRecord] = {}
         # By the given content's id; it is kept so that no other gets that id.
         self._contents: dict[tuple[int, str], tuple[RecordDict, RecordDict]] = {}
@@ -47,10 +41,8 @@ def metric_of(reply: Message, key: str) -> float | None:
 
 
 def _with(content: RecordDict, group: str, arrays: ArrayRecord) -> RecordDict:
-    records = dict(content.items())
-    configs = [name for name, one in records.items() if isinstance(one, ConfigRecord)]
-    place = configs[0] if configs else protocol.RECORD
-    told = ConfigRecord(dict(content[place].items()) if configs else {})
-    told[protocol.GROUP_KEY] = group
+    configs = {name: one for name, one in content.items() if isinstance(one, ConfigRecord)}
+    place = next(iter(configs), protocol.RECORD)
+    told = ConfigRecord({**configs.get(place, {}), protocol.GROUP_KEY: group})
     key, _ = protocol.single_array_record(content, "message")
-    return RecordDict({**records, place: told, key: arrays})
+    return RecordDict({**content, place: told, key: arrays})

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import ClassVar, final
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -13,8 +14,8 @@ from fedcompress import protocol
 from fedcompress.errors import ConfigError, FedcompressError, LayoutError
 from fedcompress.flower_adapter import (
     check_metrics_agree,
+    mean_rule,
     metrics_from,
-    uses_weighted_mean,
     with_content,
 )
 from fedcompress.slices import SliceMap, is_whole, mean_of_slices, take
@@ -66,7 +67,7 @@ class Slices(Strategy):
         layouts: Mapping[str, SliceMap],
         level_of: Callable[[int, int], str],
     ) -> None:
-        if not isinstance(strategy, FedAvg) or not uses_weighted_mean(strategy):
+        if mean_rule(strategy) is not strategy:
             raise ConfigError(
                 f"Slices: {type(strategy).__name__} inside needs every client's whole model, which "
                 "nobody has; use FedAvg, or another that takes the weighted mean"
@@ -92,12 +93,12 @@ class Slices(Strategy):
         """Let the strategy inside choose clients, and send each the slice of its level."""
         self._model = protocol.record_to_tensors(arrays)
         self._levels = {}
-        addressed = Addressed(arrays)
+        addressed = Addressed()
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         for message in messages:
             node_id = message.metadata.dst_node_id
             level = self._levels[node_id] = self._level(node_id, server_round)
-            addressed.send(message, level, lambda level=level: self._slice(level, arrays))
+            addressed.send(message, level, partial(self._slice, level, arrays))
         return messages
 
     def aggregate_train(
@@ -134,11 +135,11 @@ class Slices(Strategy):
     ) -> Iterable[Message]:
         """Configure evaluation inside, on the slice that each client holds."""
         self._model = protocol.record_to_tensors(arrays)
-        addressed = Addressed(arrays)
+        addressed = Addressed()
         messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
         for message in messages:
             level = self._level(message.metadata.dst_node_id, server_round)
-            addressed.send(message, level, lambda level=level: self._slice(level, arrays))
+            addressed.send(message, level, partial(self._slice, level, arrays))
         return messages
 
     def aggregate_evaluate(
