@@ -1,32 +1,34 @@
 """Ensemble distillation of the clients' models into the global model (FedDF)."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
-from typing import Literal, final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal, final, get_args
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedcompress.distill import (
+    Combine,
     DistilResult,
-    average_logits,
+    Ensemble,
+    check_choice,
     check_settings,
     distil,
-    predict_logits,
 )
 from fedcompress.errors import ConfigError, NotFiniteError
-from fedcompress.flower_adapter import tell_server_momentum, weight_key
+from fedcompress.flower_adapter import tell_server_momentum, uses_weighted_mean, weight_key
 from fedcompress.randomness import rng_for
 from strategies.inside import check_inside
-from strategies.proxy import check_proxy
+from strategies.lesson import Lesson
+from strategies.proxy import GivenProxy, ProxySource
+from strategies.streamed import aggregate_streamed
 from strategies.teachers import (
-    Teacher,
     UnusableReplyError,
+    arrays_like,
     check_layout,
     read_teacher,
     shapes_of,
@@ -35,14 +37,16 @@ from strategies.teachers import (
 
 logger = logging.getLogger(__name__)
 
+Weighting = Literal["uniform", "examples", "confidence", "variance"]
+
 
 @final
 class Distilled(Strategy):
     """Distil the clients' models into the strategy's average (FedDF; Lin et al., 2020).
 
     The strategy inside combines the replies as always; its result is the start. The clients'
-    models are the teachers: their logits on unlabelled proxy data are averaged, and the start
-    is trained to give them. Normalisation statistics and integer buffers stay those of the
+    models are the teachers: what they say of unlabelled proxy data is averaged, and the start
+    is trained to say it. Normalisation statistics and integer buffers stay those of the
     average. Every finite client model of the right layout is a teacher, also one that a robust
     strategy inside (Krum, say) would not choose.
 
@@ -57,8 +61,9 @@ class Distilled(Strategy):
         Any strategy of ``flwr.serverapp.strategy`` that takes a network's arrays.
     model : callable
         Makes the global model's architecture, ``() -> nn.Module``; weights do not matter.
-    proxy : Tensor
-        Unlabelled inputs, shape ``(rows, ...)``, as the model takes them; at least two rows.
+    proxy : Tensor or ProxySource
+        Unlabelled inputs, shape ``(rows, ...)``, as the model takes them, at least two rows; or
+        a source that makes them in each round from the model that the round began with.
     temperature : float
         Softens teachers and student alike; above 0.
     steps : int
@@ -68,15 +73,45 @@ class Distilled(Strategy):
     learning_rate : float
         Of Adam, at the start of its cosine schedule.
     patience : int
-        Steps without a lower divergence on held-out rows after which a round stops.
+        Steps without a lower loss on held-out rows after which a round stops.
     holdout_fraction : float
         Part of the proxy data held out to judge by, in [0, 1).
-    weighting : {"uniform", "examples"}
-        Whether teachers count equally or by their number of examples.
+    weighting : {"uniform", "examples", "confidence", "variance"}
+        Whether teachers count equally, by their number of examples, or on each row by how sure
+        they are: by the inverse perplexity of their prediction, or by the variance of their
+        logits (Cho et al., 2022).
+    combine : {"logits", "probabilities"}
+        What of the teachers is averaged.
+    anchor : float
+        Share of the average itself in the ensemble, in [0, 1). Where clients have seen a few
+        classes each, their average often knows more than each of them.
+    memory : float
+        Share of the ensembles of earlier rounds in this round's, in [0, 1): 0.5 halves what a
+        round counts with each round that follows. Clients that were not asked in this round
+        are heard by it. Needs proxy data that stay the same.
+    first : int
+        First round that is distilled; those before only average.
+    hard_label_weight : float
+        Share of the loss, in [0, 1], that is the cross-entropy to the class that the ensemble
+        names.
+    one_at_a_time : bool
+        Ask each reply, add it to the mean and forget it before the next is decoded, so that
+        memory is that of a few models whatever their number. The strategy inside must need the
+        weighted mean alone; the result is the same but for the rounding of that mean.
+    remember : bool
+        Ask the teachers in every round, also before the first that is distilled, and let
+        `last_ensemble` be part of the state that a resumed run goes on with.
     seed : int
         Keys all randomness, together with the round.
     device : str
         Where to compute.
+
+    Attributes
+    ----------
+    last_result : DistilResult or None
+        What the distillation of the last round did; None where there was none.
+    last_ensemble : Tensor or None
+        What the teachers said when they were last asked, shape ``(rows, ..., classes)``.
 
     Raises
     ------
@@ -94,14 +129,21 @@ class Distilled(Strategy):
         strategy: Strategy,
         *,
         model: Callable[[], nn.Module],
-        proxy: Tensor,
+        proxy: Tensor | ProxySource,
         temperature: float = 1.0,
         steps: int = 200,
         batch_size: int = 128,
         learning_rate: float = 1e-3,
         patience: int = 50,
         holdout_fraction: float = 0.1,
-        weighting: Literal["uniform", "examples"] = "uniform",
+        weighting: Weighting = "uniform",
+        combine: Combine = "logits",
+        anchor: float = 0.0,
+        memory: float = 0.0,
+        first: int = 1,
+        hard_label_weight: float = 0.0,
+        one_at_a_time: bool = False,
+        remember: bool = False,
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
@@ -114,10 +156,18 @@ class Distilled(Strategy):
             learning_rate=learning_rate,
             patience=patience,
             holdout_fraction=holdout_fraction,
+            anchor=anchor,
+            memory=memory,
+            first=first,
+            hard_label_weight=hard_label_weight,
         )
-        if weighting not in ("uniform", "examples"):
+        check_choice("Distilled", "weighting", weighting, get_args(Weighting))
+        check_choice("Distilled", "combine", combine, get_args(Combine))
+        if one_at_a_time and not uses_weighted_mean(strategy):
             raise ConfigError(
-                f"Distilled: weighting must be 'uniform' or 'examples', got {weighting!r}"
+                f"Distilled: one_at_a_time needs a strategy that takes the clients' weighted mean, "
+                f"got {type(strategy).__name__}, which needs all models at once; use FedAvg, or "
+                "leave one_at_a_time out"
             )
         self.strategy = strategy
         self.temperature = temperature
@@ -126,52 +176,76 @@ class Distilled(Strategy):
         self.learning_rate = learning_rate
         self.patience = patience
         self.holdout_fraction = holdout_fraction
-        self.weighting = weighting
+        self.weighting: Weighting = weighting
+        self.combine: Combine = combine
+        self.anchor = anchor
+        self.memory = memory
+        self.first = first
+        self.hard_label_weight = hard_label_weight
+        self.one_at_a_time = one_at_a_time
+        self.remember = remember
         self.seed = seed
         self.device = device
+        self.proxy = proxy if isinstance(proxy, ProxySource) else GivenProxy(proxy)
         self.last_result: DistilResult | None = None
+        self.last_ensemble: Tensor | None = None
         self._model = model()
-        self._proxy = proxy
         self._shapes = shapes_of(self._model)
-        self._dtypes: dict[str, str] = {}
-        check_proxy(self._model, proxy, device)
+        self._sent = ArrayRecord()
+        self._messages = 0
+        self.proxy.check(self._model, device)
+        if memory > 0 and not self.proxy.is_fixed:
+            raise ConfigError(
+                f"Distilled: memory = {memory} adds what was said of the same rows, but proxy data "
+                f"of kind {self.proxy.kind!r} are others in each round; use memory = 0"
+            )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Configure the next round of training, as the strategy inside does."""
         check_layout(arrays, self._shapes)
-        self._dtypes = {name: array.dtype for name, array in arrays.items()}
+        self._sent = arrays
         tell_server_momentum(self.strategy, arrays)
-        return self.strategy.configure_train(server_round, arrays, config, grid)
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self._messages = len(messages)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the replies by the strategy inside and distil the clients into the result."""
         self.last_result = None
-        # Teachers are taken first: some strategies empty the records they are given.
-        usable, teachers = self._take_teachers(replies)
-        start, metrics = self.strategy.aggregate_train(server_round, usable)
+        distils = server_round >= self.first
+        lesson = self._prepare(server_round) if distils or self.remember else None
+        usable = self._usable(replies, lesson)
+        if self.one_at_a_time:
+            like = tensors_of(self._sent)
+            start, metrics = aggregate_streamed(
+                self.strategy, server_round, usable, like=like, messages=self._messages
+            )
+        else:
+            # Listed first: some strategies empty the records they are given.
+            start, metrics = self.strategy.aggregate_train(server_round, [r for r, _ in usable])
         if start is None:
-            if not teachers:
-                logger.warning("round %d: no usable reply; the model is kept", server_round)
+            logger.warning("round %d: there is no result; the model is kept", server_round)
             return None, metrics
         check_layout(start, self._shapes)
         average = tensors_of(start)
-        target, taught = self._ensemble_logits(server_round, average, teachers)
-        if target is None:
-            return self._as_sent(average), metrics
+        target = None if lesson is None else self._target(server_round, lesson, average)
+        if lesson is None or target is None or not distils:
+            return arrays_like(average, self._sent), metrics
         self._model.load_state_dict(average)
         try:
-            self.last_result = self._follow(server_round, target)
+            self.last_result = self._follow(server_round, lesson.inputs, target)
         except NotFiniteError as fault:
             logger.warning("round %d: not distilled: %s", server_round, fault)
-            return self._as_sent(average), metrics
+            return arrays_like(average, self._sent), metrics
         buffers = {name for name, _ in self._model.named_buffers()}
         distilled = self._model.state_dict()
         arrays = {name: average[name] if name in buffers else distilled[name] for name in average}
-        return self._as_sent(arrays), _with_result(metrics, self.last_result, taught)
+        metrics = _with_result(metrics, self.last_result, lesson.teachers)
+        return arrays_like(arrays, self._sent), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -188,56 +262,73 @@ class Distilled(Strategy):
     def summary(self) -> None:
         """Log the settings, and those of the strategy inside."""
         logger.info("\t├──> Distilled settings:")
-        logger.info("\t│\t├── proxy rows: %d | weighting: %s", len(self._proxy), self.weighting)
+        logger.info("\t│\t├── proxy: %d rows, %s", self.proxy.rows, self.proxy.kind)
+        logger.info("\t│\t├── weighting: %s of %s", self.weighting, self.combine)
+        logger.info("\t│\t├── anchor: %s | memory: %s", self.anchor, self.memory)
         logger.info("\t│\t├── temperature: %s | steps: %d", self.temperature, self.steps)
         logger.info("\t│\t└── learning rate: %s", self.learning_rate)
         self.strategy.summary()
 
-    def _take_teachers(self, replies: Iterable[Message]) -> tuple[list[Message], list[Teacher]]:
+    def state_dict(self) -> dict[str, object]:
+        """Give what a later run needs to go on from here (not of the inside)."""
+        kept = self.last_ensemble if self.memory > 0 or self.remember else None
+        return {} if kept is None else {"ensemble": kept.numpy()}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Take up what `state_dict` gave."""
+        kept = state.get("ensemble")
+        self.last_ensemble = torch.from_numpy(kept) if isinstance(kept, np.ndarray) else None
+
+    def _prepare(self, server_round: int) -> Lesson:
+        if not self.proxy.is_fixed:
+            self._model.load_state_dict(tensors_of(self._sent))
+        rng = rng_for(self.seed, round=server_round, client="server", purpose="synthetic")
+        inputs = self.proxy.inputs(self._model, rng)
+        by_row = "uniform" if self.weighting == "examples" else self.weighting
+        ensemble = Ensemble(combine=self.combine, row_weighting=by_row)
+        return Lesson(self._model, inputs, ensemble, self.device)
+
+    def _usable(
+        self, replies: Iterable[Message], lesson: Lesson | None
+    ) -> Iterator[tuple[Message, float | None]]:
+        """Let each reply teach, and give those for the strategy inside, with their weight."""
         key, weighted = weight_key(self.strategy), self.weighting == "examples"
-        usable: list[Message] = []
-        teachers: list[Teacher] = []
         for reply in replies:
             if reply.has_error():
-                usable.append(reply)  # the strategy inside logs it and counts it
+                yield reply, None  # the strategy inside logs it and counts it
                 continue
             try:
-                teachers.append(read_teacher(reply, self._shapes, key, weighted=weighted))
+                teacher = read_teacher(reply, self._shapes, key, weighted=weighted)
             except UnusableReplyError as fault:
                 logger.warning("node %d is left out: %s", reply.metadata.src_node_id, fault)
-            else:
-                usable.append(reply)
-        return usable, teachers
+                continue
+            if lesson is not None:
+                lesson.take(teacher)
+            examples = teacher.examples
+            del teacher  # before the next is decoded
+            yield reply, examples
+            del reply
 
-    def _ensemble_logits(
-        self, server_round: int, average: dict[str, Tensor], teachers: list[Teacher]
-    ) -> tuple[Tensor | None, int]:
+    def _target(
+        self, server_round: int, lesson: Lesson, average: dict[str, Tensor]
+    ) -> Tensor | None:
+        """Give what the start is to say, or None where there is nothing to be learnt."""
         if not all(bool(torch.isfinite(value).all()) for value in average.values()):
             logger.warning("round %d: the average is not finite; not distilled", server_round)
-            return None, 0
-        taught: list[int] = []
-
-        def finite_logits() -> Iterator[tuple[Tensor, float]]:
-            for teacher in teachers:
-                self._model.load_state_dict(teacher.tensors())
-                logits = predict_logits(self._model, self._proxy, device=self.device)
-                if bool(torch.isfinite(logits).all()):
-                    taught.append(teacher.node_id)
-                    yield logits, teacher.weight
-                else:
-                    logger.warning("node %d teaches nothing: infinite logits", teacher.node_id)
-
-        ensemble = finite_logits()
-        first = next(ensemble, None)
-        if first is None:
+            return None
+        if lesson.teachers == 0:
             logger.warning("round %d: no teacher; not distilled", server_round)
-            return None, 0
-        return average_logits(chain([first], ensemble)), len(taught)
+            return None
+        if self.last_ensemble is not None:
+            lesson.ensemble.add_share(self.last_ensemble, self.memory)
+        self.last_ensemble = lesson.ensemble.logits()
+        lesson.add_anchor(average, self.anchor)
+        return lesson.ensemble.logits()
 
-    def _follow(self, server_round: int, target: Tensor) -> DistilResult:
+    def _follow(self, server_round: int, inputs: Tensor, target: Tensor) -> DistilResult:
         return distil(
             self._model,
-            self._proxy,
+            inputs,
             target,
             rng=rng_for(self.seed, round=server_round, client="server", purpose="distil"),
             temperature=self.temperature,
@@ -246,19 +337,9 @@ class Distilled(Strategy):
             learning_rate=self.learning_rate,
             patience=self.patience,
             holdout_fraction=self.holdout_fraction,
+            hard_label_weight=self.hard_label_weight,
             device=self.device,
         )
-
-    def _as_sent(self, tensors: dict[str, Tensor]) -> ArrayRecord:
-        """Give arrays the dtypes of the global model, which averaging may have widened."""
-        arrays = {}
-        for name, tensor in tensors.items():
-            values = tensor.detach().cpu().numpy()
-            dtype = np.dtype(self._dtypes.get(name, values.dtype))
-            if dtype.kind in "iub" and values.dtype.kind == "f":
-                values = np.rint(values)
-            arrays[name] = Array(np.asarray(values.astype(dtype)))
-        return ArrayRecord(arrays)
 
 
 def _with_result(metrics: MetricRecord | None, result: DistilResult, teachers: int) -> MetricRecord:

@@ -1,4 +1,4 @@
-"""A smaller student for deployment, distilled from the global model."""
+"""A smaller student for deployment, distilled from the global model or from the clients'."""
 
 from dataclasses import dataclass
 
@@ -49,9 +49,11 @@ def distil_student(
     learning_rate: float = 3e-3,
     patience: int = 200,
     holdout_fraction: float = 0.1,
+    hard_label_weight: float = 0.0,
+    teacher_logits: Tensor | None = None,
     device: str = "cpu",
 ) -> StudentResult:
-    """Train a smaller model to follow the global model on unlabelled data.
+    """Train a smaller model to follow the global model, or an ensemble, on unlabelled data.
 
     Knowledge distillation without labels (Hinton et al., 2015). Unlike in a round, the student
     learns its own normalisation statistics.
@@ -68,6 +70,11 @@ def distil_student(
         Draws the held-out rows and mini-batches.
     temperature, steps, batch_size, learning_rate, patience, holdout_fraction, device
         As for `fedcompress.distill.distil`.
+    hard_label_weight : float
+        As for `fedcompress.distill.distil`; the label is the class that the teacher names.
+    teacher_logits : Tensor, optional
+        What an ensemble says of the proxy data, shape ``(rows, ..., classes)``: followed in
+        place of the global model, which the student is then only compared with.
 
     Returns
     -------
@@ -91,12 +98,12 @@ def distil_student(
             f"proxy data: distillation needs at least 2 rows, got {len(proxy)}; "
             "give more unlabelled inputs"
         )
-    target = predict_logits(teacher, proxy, device=device)
+    said = predict_logits(teacher, proxy, device=device)
     teacher.to("cpu")
     distillation = distil(
         student,
         proxy,
-        target,
+        said if teacher_logits is None else teacher_logits,
         rng=rng,
         temperature=temperature,
         steps=steps,
@@ -105,6 +112,7 @@ def distil_student(
         patience=patience,
         holdout_fraction=holdout_fraction,
         learn_statistics=True,
+        hard_label_weight=hard_label_weight,
         device=device,
     )
     student.eval()

@@ -25,11 +25,14 @@ class Teacher:
         Its arrays as they came; they are decoded when needed, one model at a time.
     weight : float
         Its weight in the ensemble, above 0.
+    examples : float or None
+        Number of examples that it told, by which a mean weighs it.
     """
 
     node_id: int
     arrays: dict[str, Array]
     weight: float
+    examples: float | None
 
     def tensors(self) -> dict[str, Tensor]:
         """Decode the arrays."""
@@ -48,6 +51,21 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def tensors_of(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
     """Decode arrays to tensors of their own, in the same order."""
     return {name: torch.from_numpy(np.array(array.numpy())) for name, array in arrays.items()}
+
+
+def arrays_like(tensors: Mapping[str, Tensor], like: ArrayRecord) -> ArrayRecord:
+    """Write tensors as dense arrays, in the dtypes of others of the same names.
+
+    Averaging may have widened them; integers are rounded.
+    """
+    arrays = {}
+    for name, tensor in tensors.items():
+        values = tensor.detach().cpu().numpy()
+        dtype = np.dtype(like[name].dtype if name in like else values.dtype)
+        if dtype.kind in "iub" and values.dtype.kind == "f":
+            values = np.rint(values)
+        arrays[name] = Array(np.asarray(values.astype(dtype)))
+    return ArrayRecord(arrays)
 
 
 def read_teacher(reply: Message, shapes: Shapes, examples_key: str, *, weighted: bool) -> Teacher:
@@ -88,7 +106,7 @@ def read_teacher(reply: Message, shapes: Shapes, examples_key: str, *, weighted:
             "number of examples, or use weighting='uniform'"
         )
     weight = examples if weighted and examples else 1.0
-    return Teacher(reply.metadata.src_node_id, dict(records[0].items()), weight)
+    return Teacher(reply.metadata.src_node_id, dict(records[0].items()), weight, examples)
 
 
 def layout_fault(record: ArrayRecord, shapes: Shapes) -> str | None:

@@ -205,6 +205,7 @@ def test_sequences_and_recurrent_models() -> None:
         ({"batch_size": True}, "batch_size"),
         ({"patience": 0}, "patience"),
         ({"holdout_fraction": 1}, r"holdout_fraction must be in \[0, 1\), got 1"),
+        ({"hard_label_weight": 1.5}, r"hard_label_weight must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_settings_out_of_range(toys, settings: dict[str, float], fault: str) -> None:
@@ -225,3 +226,63 @@ def test_data_that_does_not_fit(toys) -> None:
     nn.init.constant_(model[0].weight, float("nan"))
     with pytest.raises(NotFiniteError, match="student"):
         distil(model, torch.rand(9, 64), torch.zeros(9, 10), rng=rng())
+
+
+def test_hard_labels_by_hand() -> None:
+    """One weight a row and class: each row ends where the mixture of both losses is lowest."""
+    inputs, teacher = torch.eye(4), torch.tensor([[4.0, 0.0]]).repeat(4, 1)
+    labels = torch.tensor([1, 1, -1, -1])
+
+    def learnt(share: float, told: Tensor | None) -> Tensor:
+        student = nn.Linear(4, 2, bias=False)
+        nn.init.zeros_(student.weight)
+        distil(
+            student,
+            inputs,
+            teacher,
+            rng=rng(),
+            hard_label_weight=share,
+            labels=told,
+            steps=300,
+            patience=300,
+            batch_size=4,
+            learning_rate=0.3,
+            holdout_fraction=0.0,
+        )
+        return student.weight.detach().T.softmax(-1)[:, 0]
+
+    soft = float(torch.tensor(4.0).sigmoid())
+    torch.testing.assert_close(learnt(0.0, None), torch.full((4,), soft), atol=0.01, rtol=0)
+    # labels that are not told are the class that the teachers name
+    assert torch.equal(learnt(1.0, None), learnt(1.0, torch.zeros(4, dtype=torch.int64)))
+    told = learnt(1.0, labels)
+    assert (told[:2] < 0.02).all()
+    assert (told[2:] > 0.98).all()
+    half = learnt(0.5, labels)[:2]
+    torch.testing.assert_close(half, torch.full((2,), soft / 2), atol=0.01, rtol=0)
+
+
+def test_without_hard_labels_nothing_changes(toys, digits) -> None:
+    target = predict_logits(toys.seeded(toys.mlp, 1), digits["proxy"])
+    labels = torch.zeros(len(digits["proxy"]), dtype=torch.int64)
+
+    def run(told: Tensor | None) -> Tensor:
+        student = toys.seeded(toys.mlp, 2)
+        distil(student, digits["proxy"], target, rng=rng(), steps=20, labels=told)
+        return weights_of(student)
+
+    assert torch.equal(run(None), run(labels))
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        (torch.zeros(8, dtype=torch.int64), r"int64 of shape \(9,\), got .* of shape \(8,\)"),
+        (torch.zeros(9), "got torch.float32"),
+        (torch.full((9,), 10), "classes 0 to 9, or -1 .* got 10 to 10"),
+        (torch.full((9,), -2), "got -2 to -2"),
+    ],
+)
+def test_labels_that_cannot_be(toys, labels: Tensor, fault: str) -> None:
+    with pytest.raises(FedcompressError, match=fault):
+        distil(toys.mlp(), torch.rand(9, 64), torch.zeros(9, 10), rng=rng(), labels=labels)

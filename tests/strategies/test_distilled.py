@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import (
     FedAvg,
     FedAvgM,
     FedXgbBagging,
+    Krum,
 )
 from torch import nn
 
@@ -294,7 +295,13 @@ def test_a_privacy_guarantee_that_would_not_hold_is_warned_of(toys, digits, capl
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"steps": -1}, "Distilled: steps"),
         ({"patience": 2.5}, "Distilled: patience"),
-        ({"weighting": "data"}, "weighting must be 'uniform' or 'examples', got 'data'"),
+        ({"weighting": "data"}, "weighting must be 'uniform', 'examples', .* got 'data'"),
+        ({"combine": "mean"}, "combine must be 'logits' or 'probabilities', got 'mean'"),
+        ({"anchor": 1}, r"anchor must be in \[0, 1\), got 1"),
+        ({"memory": -0.5}, r"memory must be in \[0, 1\), got -0.5"),
+        ({"first": 0}, "first must be a whole number >= 1, got 0"),
+        ({"hard_label_weight": 2}, r"hard_label_weight must be in \[0, 1\], got 2"),
+        ({"strategy": Krum(), "one_at_a_time": True}, "one_at_a_time .* got Krum"),
     ],
 )
 def test_construction_that_cannot_work(toys, changes: dict[str, object], fault: str):

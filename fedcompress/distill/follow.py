@@ -1,19 +1,16 @@
-"""Knowledge distillation: average teacher logits, and train a student to follow them.
+"""Train a student to follow its teachers on unlabelled inputs."""
 
-Pure functions on models and tensors; nothing here knows of Flower. Logits have shape
-``(rows, ..., classes)``, the classes last.
-"""
-
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeGuard
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedcompress.distill.logits import kl_divergence, mode_restored, predict_logits
+from fedcompress.distill.settings import check_settings
 from fedcompress.errors import ConfigError, LayoutError, NotFiniteError
 
 
@@ -44,107 +41,6 @@ class DistilResult:
     stopped_early: bool
 
 
-def predict_logits(
-    model: nn.Module, inputs: Tensor, *, batch_size: int = 1024, device: str = "cpu"
-) -> Tensor:
-    """Compute a model's logits in evaluation mode, batch by batch.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Maps inputs to logits; its mode is restored afterwards.
-    inputs : Tensor
-        Shape ``(rows, ...)``, as the model takes them.
-    batch_size : int
-        Rows per forward pass; bounds the memory, not the result.
-    device : str
-        Where to compute.
-
-    Returns
-    -------
-    Tensor
-        float32 on the CPU, shape ``(rows, ..., classes)``.
-    """
-    model.to(device)
-    with _mode_restored(model), torch.no_grad():
-        model.eval()
-        parts = [
-            model(batch.to(device)).to("cpu", torch.float32)
-            for batch in torch.split(inputs, batch_size)
-        ]
-    return torch.cat(parts)
-
-
-def average_logits(teachers: Iterable[tuple[Tensor, float]]) -> Tensor:
-    """Average the logits of an ensemble of teachers (AVGLOGITS; Lin et al., 2020).
-
-    Teachers are taken one at a time, so a generator keeps a single one in memory.
-
-    Parameters
-    ----------
-    teachers : iterable of (Tensor, float)
-        Logits, all of one shape ``(rows, ..., classes)``, and the teacher's weight, not
-        negative. Only the ratios of the weights count.
-
-    Returns
-    -------
-    Tensor
-        float32, the shape of one teacher's logits.
-
-    Raises
-    ------
-    LayoutError
-        If a teacher's logits have another shape than the first teacher's.
-    ConfigError
-        If there is no teacher, or a weight is negative or not finite, or all are 0.
-    """
-    total: Tensor | None = None
-    weight_sum = 0.0
-    for number, (logits, weight) in enumerate(teachers):
-        if not 0 <= weight < float("inf"):
-            raise ConfigError(
-                f"teacher {number}: weight must be finite and not negative, got {weight!r}"
-            )
-        if total is not None and logits.shape != total.shape:
-            raise LayoutError(
-                f"teacher {number}: logits have shape {tuple(logits.shape)}, those of teacher 0 "
-                f"{tuple(total.shape)}; average only teachers with the same rows and classes"
-            )
-        # float64, so that the order of the teachers does not show in the float32 result
-        weighted = logits.to(torch.float64) * weight
-        total = weighted if total is None else total + weighted
-        weight_sum += weight
-    if total is None:
-        raise ConfigError("teachers: there are none to average, got 0; give at least 1")
-    if weight_sum == 0:
-        raise ConfigError("teachers: the weights sum to 0; give one teacher a positive weight")
-    return (total / weight_sum).to(torch.float32)
-
-
-def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Divergence of the student from the teacher at a temperature (Hinton et al., 2015).
-
-    ``T**2 * KL(softmax(teacher / T) || softmax(student / T))``, summed over the classes and
-    averaged over everything else; the factor keeps gradients comparable between temperatures.
-
-    Parameters
-    ----------
-    student_logits, teacher_logits : Tensor
-        Shape ``(rows, ..., classes)``, both the same.
-    temperature : float
-        Above 0; larger softens both distributions.
-
-    Returns
-    -------
-    Tensor
-        A scalar, in nats.
-    """
-    log_student = functional.log_softmax(student_logits / temperature, dim=-1)
-    log_teacher = functional.log_softmax(teacher_logits / temperature, dim=-1)
-    per_row = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
-    return per_row.mean() * temperature**2
-
-
 def distil(
     student: nn.Module,
     inputs: Tensor,
@@ -159,14 +55,16 @@ def distil(
     holdout_fraction: float = 0.1,
     check_every: int = 10,
     learn_statistics: bool = False,
+    hard_label_weight: float = 0.0,
+    labels: Tensor | None = None,
     device: str = "cpu",
 ) -> DistilResult:
     """Train a student to give the teachers' logits on unlabelled inputs.
 
     Adam with a cosine schedule on the KL divergence (as Lin et al., 2020), stopped when the
-    divergence on held-out rows has not fallen for `patience` steps. The weights with the
-    lowest held-out divergence are kept, the start among them, so that a student is never
-    left worse by this measure than it came.
+    loss on held-out rows has not fallen for `patience` steps. The weights with the lowest
+    held-out loss are kept, the start among them, so that a student is never left worse by
+    this measure than it came.
 
     Parameters
     ----------
@@ -187,6 +85,12 @@ def distil(
     learn_statistics : bool
         Whether normalisation layers re-estimate their running statistics and dropout is on,
         as for a student from scratch. Otherwise both stand as in evaluation.
+    hard_label_weight : float
+        Share of the loss, in [0, 1], that is the cross-entropy to one class for each row (Hinton
+        et al., 2015); the rest is the divergence.
+    labels : Tensor, optional
+        That class, int64, shape ``(rows, ...)``, -1 where it is not known. Where it is not, it
+        is the class that the teachers name.
     device : str
         Where to compute.
 
@@ -212,89 +116,100 @@ def distil(
         patience=patience,
         holdout_fraction=holdout_fraction,
         check_every=check_every,
+        hard_label_weight=hard_label_weight,
     )
     _check_teacher_logits(inputs, teacher_logits)
+    aim = _Aim(teacher_logits, _classes(teacher_logits, labels), temperature, hard_label_weight)
     train_rows, held_out_rows = _split_rows(len(inputs), holdout_fraction, rng)
-    held_out_inputs, held_out_logits = inputs[held_out_rows], teacher_logits[held_out_rows]
+    held_out_inputs, held_out = inputs[held_out_rows], aim.of(held_out_rows)
 
-    def held_out_kl() -> float:
-        return float(kl_divergence(_predict(held_out_inputs), held_out_logits, temperature))
+    def predict() -> Tensor:
+        batch = max(batch_size, 1024)
+        return predict_logits(student, held_out_inputs, batch_size=batch, device=device)
 
-    def _predict(rows: Tensor) -> Tensor:
-        return predict_logits(student, rows, batch_size=max(batch_size, 1024), device=device)
-
-    _check_student_logits(_predict(held_out_inputs), held_out_logits)
-    kl_before = best_kl = held_out_kl()
+    start = predict()
+    _check_student_logits(start, held_out.logits)
+    best_loss = float(held_out.loss(start))
+    kl_before = kl_after = float(held_out.divergence(start))
     best_step, stopped_early, step = 0, False, 0
     best_weights = _snapshot(student)
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
     batches = _mini_batches(train_rows, batch_size, rng)
-    with _mode_restored(student), _seeded_torch(int(rng.integers(2**63))):
+    with mode_restored(student), _seeded_torch(int(rng.integers(2**63))):
         _set_training_mode(student, learn_statistics)
         for step in range(1, steps + 1):
             rows = next(batches)
             optimiser.zero_grad(set_to_none=True)
-            student_logits = student(inputs[rows].to(device))
-            loss = kl_divergence(student_logits, teacher_logits[rows].to(device), temperature)
+            loss = aim.of(rows, device).loss(student(inputs[rows].to(device)))
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             if step % check_every != 0 and step != steps:
                 continue
-            kl = held_out_kl()
-            if kl < best_kl:
-                best_kl, best_step, best_weights = kl, step, _snapshot(student)
+            logits = predict()
+            held_out_loss = float(held_out.loss(logits))
+            if held_out_loss < best_loss:
+                best_loss, best_step, best_weights = held_out_loss, step, _snapshot(student)
+                kl_after = float(held_out.divergence(logits))
             elif step - best_step >= patience:
                 stopped_early = step < steps
                 break
     student.to("cpu")
     student.load_state_dict(best_weights)
-    agreement = _predict(held_out_inputs).argmax(-1) == held_out_logits.argmax(-1)
+    agreement = predict().argmax(-1) == held_out.logits.argmax(-1)
     student.to("cpu")
     return DistilResult(
         steps=step,
         best_step=best_step,
         held_out_kl_before=kl_before,
-        held_out_kl_after=best_kl,
+        held_out_kl_after=kl_after,
         agreement=float(agreement.to(torch.float64).mean()),
         stopped_early=stopped_early,
     )
 
 
-def check_settings(where: str, **settings: object) -> None:
-    """Refuse settings of `distil` that are out of range.
+@dataclass(frozen=True)
+class _Aim:
+    """What a student is to say on some rows, and how far it is from that."""
 
-    Parameters
-    ----------
-    where : str
-        Who asks; the error begins with it.
-    **settings : object
-        Settings of `distil` by name; those not given are not checked.
+    logits: Tensor
+    classes: Tensor
+    temperature: float
+    hard_label_weight: float
 
-    Raises
-    ------
-    ConfigError
-        Names the setting, its value and the range.
-    """
-    for name, value in settings.items():
-        if name in ("steps", "batch_size", "patience", "check_every"):
-            good, wanted = _is_whole(value) and value >= 1, "a whole number >= 1"
-        elif name == "holdout_fraction":
-            good, wanted = _is_number(value) and 0 <= value < 1, "in [0, 1)"
-        else:
-            good, wanted = _is_number(value) and 0 < value < float("inf"), "a finite number > 0"
-        if not good:
-            raise ConfigError(f"{where}: {name} must be {wanted}, got {value!r}")
+    def of(self, rows: np.ndarray, device: str = "cpu") -> "_Aim":
+        return replace(
+            self, logits=self.logits[rows].to(device), classes=self.classes[rows].to(device)
+        )
 
+    def divergence(self, student_logits: Tensor) -> Tensor:
+        return kl_divergence(student_logits, self.logits, self.temperature)
 
-def _is_whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    def loss(self, student_logits: Tensor) -> Tensor:
+        share = self.hard_label_weight
+        if share == 0:
+            return self.divergence(student_logits)
+        hard = functional.cross_entropy(student_logits.flatten(0, -2), self.classes.flatten())
+        return share * hard + (1 - share) * self.divergence(student_logits)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _classes(teacher_logits: Tensor, labels: Tensor | None) -> Tensor:
+    named = teacher_logits.argmax(-1)
+    if labels is None:
+        return named
+    if labels.shape != named.shape or labels.dtype != torch.int64:
+        raise LayoutError(
+            f"distil: labels must be int64 of shape {tuple(named.shape)}, got {labels.dtype} of "
+            f"shape {tuple(labels.shape)}"
+        )
+    if bool((labels < -1).any()) or bool((labels >= teacher_logits.shape[-1]).any()):
+        raise ConfigError(
+            f"distil: labels must be classes 0 to {teacher_logits.shape[-1] - 1}, or -1 where "
+            f"not known, got {int(labels.min())} to {int(labels.max())}"
+        )
+    return torch.where(labels < 0, named, labels)
 
 
 def _check_teacher_logits(inputs: Tensor, teacher_logits: Tensor) -> None:
@@ -353,16 +268,6 @@ def _set_training_mode(model: nn.Module, learn_statistics: bool) -> None:
         # cuDNN computes no gradients for a recurrent layer in evaluation mode.
         if isinstance(module, nn.RNNBase):
             module.train()
-
-
-@contextmanager
-def _mode_restored(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
