@@ -7,12 +7,14 @@
 from strategies.distilled import Distilled
 from strategies.groups import Groups
 from strategies.methods import Method, build_server, method
+from strategies.mutual import GroupsDistilled
 from strategies.slices import Slices
 from strategies.student import StudentResult, distil_student
 
 __all__ = [
     "Distilled",
     "Groups",
+    "GroupsDistilled",
     "Method",
     "Slices",
     "StudentResult",

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import ClassVar, final
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -71,7 +72,7 @@ class Groups(Strategy):
         for group, own in self.split(arrays).items():
             told = ConfigRecord(dict(config))
             rule, nodes = self.rules[group], self._nodes_of(group, grid)
-            messages += _named(group, own, rule.configure_train(server_round, own, told, nodes))
+            messages += _named(group, rule.configure_train(server_round, own, told, nodes))
         return messages
 
     def aggregate_train(
@@ -104,7 +105,7 @@ class Groups(Strategy):
         for group, own in self.split(arrays).items():
             told = ConfigRecord(dict(config))
             rule, nodes = self.rules[group], self._nodes_of(group, grid)
-            messages += _named(group, own, rule.configure_evaluate(server_round, own, told, nodes))
+            messages += _named(group, rule.configure_evaluate(server_round, own, told, nodes))
         return messages
 
     def aggregate_evaluate(
@@ -195,12 +196,16 @@ def _check_rules(rules: Mapping[str, Strategy]) -> None:
         )
 
 
-def _named(group: str, own: ArrayRecord, messages: Iterable[Message]) -> list[Message]:
+def _named(group: str, messages: Iterable[Message]) -> list[Message]:
     addressed, named = Addressed(), list(messages)
     for message in named:
         sent = protocol.single_array_record(message.content, "message")[1]
-        addressed.send(message, group, lambda sent=sent: sent)
+        addressed.send(message, group, partial(_same, sent))
     return named
+
+
+def _same(record: ArrayRecord) -> ArrayRecord:
+    return record
 
 
 @final
