@@ -28,5 +28,9 @@ class Entry:
 
 EXCHANGES: Mapping[str, Entry] = {
     "model": Entry("simulations.exchanges.whole", "WholeModel"),
+    "slices": Entry("simulations.exchanges.slices", "SlicedModel", frozenset({"widths"})),
+    "groups": Entry(
+        "simulations.exchanges.groups", "ModelGroups", frozenset({"groups", "group_shares"})
+    ),
     "logits": Entry("simulations.exchanges.logits", "Logits", frozenset({"logits"})),
 }
