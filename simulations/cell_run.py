@@ -8,7 +8,6 @@ from typing import Any, final
 import safetensors.numpy
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
-from torch import nn
 
 from fedcompress.errors import FedcompressError
 from simulations.cell import Cell
@@ -26,7 +25,7 @@ from simulations.events import (
 )
 from simulations.exchanges.exchange import build_exchange
 from simulations.materials import materials_of
-from simulations.model_record import array_record, model_record, record_arrays
+from simulations.model_record import array_record, record_arrays
 from simulations.models import model_arrays
 from simulations.rounds import run_rounds
 from simulations.rows import before_training_row, client_rows, round_row, timeline_of
@@ -128,7 +127,7 @@ class _CellRun:
         self, arrays: ArrayRecord, rounds_done: int, checkpoint_seconds: float
     ) -> ArrayRecord:
         """Run the rounds that are left, recording and saving; return the last model."""
-        cell, dense_bytes = self._cell, _dense_bytes(self._exchange.new_model())
+        cell, dense_bytes = self._cell, self._exchange.dense_bytes()
         saved_at = time.perf_counter()
         if self.simulated is not None:
             self.simulated.on_reply = ClientsWatch(cell, self._tell)
@@ -226,11 +225,6 @@ class _CellRun:
     def _test(self, arrays: ArrayRecord) -> Evaluation:
         data, model = self._materials.data, self._exchange.model_of(arrays)
         return evaluate(model, data.test_x, data.test_y, data, device=self._cell.device)
-
-
-def _dense_bytes(model: nn.Module) -> int:
-    """Payload bytes of one model as Flower sends it uncompressed."""
-    return sum(len(array.data) for array in model_record(model).values())
 
 
 def _listen_to_nothing(_: Event) -> None:

@@ -43,7 +43,7 @@ def build_strategy(cell: Cell, materials: Materials, exchange: Exchange) -> Comp
         min_train_nodes=max(1, round(clients * cell.federation.fraction)),
         min_available_nodes=clients,
     )
-    if settings.distills:
+    if settings.distills and not exchange.distils_itself:
         if not exchange.distils:
             raise ConfigError(
                 f"strategies.{cell.label}.distill: the exchange {settings.exchange_name!r} sends "

@@ -128,6 +128,13 @@ class Groups(Strategy):
             logger.info("\t├──> Group %s:", group)
             rule.summary()
 
+    def state_dict(self) -> dict[str, object]:
+        """Give what a later run needs to go on from here: nothing but what its rules do."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Take up what `state_dict` gave."""
+
     def group(self, node_id: int) -> str:
         """Give the group of a node; `ConfigError` for one that there is not."""
         group = self.group_of(node_id)
