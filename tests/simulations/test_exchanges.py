@@ -142,7 +142,9 @@ def test_every_client_answers_and_the_model_is_that_of_the_cell(
     local: dict[str, Path], name: str
 ) -> None:
     rows, tested, model = outcome(local[name])
-    assert [row["status"] for row in rows] == ["ok"] * 9
+    # Each group of three rounds its half up.
+    asked = 12 if cell(name).strategy.exchange_name == "groups" else 9
+    assert [row["status"] for row in rows] == ["ok"] * asked
     assert len(tested) == 4
     one = cell(name)
     whole = materials_of(one).new_model(one.model, 0)
