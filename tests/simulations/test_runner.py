@@ -356,7 +356,7 @@ def test_clients_that_raise_are_one_line_for_each_reason(
     def fail(*_: object) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("simulations.client_app.train_locally", fail)
+    monkeypatch.setattr("simulations.exchanges.whole.train_locally", fail)
     study = small_study(strategies=STRATEGIES[1:2], rounds=1)
     with pytest.raises(FedcompressError, match="first reason: RuntimeError: no memory"):
         run_study(study, tmp_path)
