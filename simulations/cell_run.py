@@ -172,7 +172,7 @@ class _CellRun:
         model = self._exchange.model_of(arrays)
         student = None
         if cell.strategy.student is not None:
-            student, content = train_student(cell, self._materials, model)
+            student, content = train_student(cell, self._materials, model, self._strategy)
             self._folder.write_model("student.safetensors", content)
         model.to("cpu")
         self._folder.write_model(

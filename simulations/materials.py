@@ -19,9 +19,6 @@ from simulations.models import build_model
 from simulations.partition import Partition, partition_data
 from simulations.strategy_settings import StudentSettings
 
-PROXY_SOURCES = ("held_out", "data")
-"""Where proxy data come from."""
-
 Rows = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
 
@@ -105,9 +102,12 @@ class Materials:
         """Say of the proxy data where they come from, how many, and which; None without any."""
         if self.proxy.samples == 0:
             return None
+        said = {"kind": self.proxy.source, "augment": self.proxy.augment}
+        if self.proxy.source not in ("held_out", "data"):
+            return {**said, "rows": self.proxy.samples}  # made anew in each round
         inputs = self.proxy_inputs()
         return {
-            "kind": self.proxy.source,
+            **said,
             "rows": len(inputs),
             "fingerprint": xxhash.xxh3_128(inputs.contiguous().numpy().tobytes()).hexdigest(),
         }

@@ -9,7 +9,8 @@ from fedcompress import Compressed
 from fedcompress.errors import ConfigError
 from simulations.cell import Cell
 from simulations.exchanges.exchange import Exchange
-from simulations.materials import PROXY_SOURCES, Materials
+from simulations.materials import Materials
+from simulations.proxy import proxy_source
 from simulations.strategy_settings import DistillSettings
 from strategies import Distilled, build_server
 
@@ -43,19 +44,26 @@ def build_strategy(cell: Cell, materials: Materials, exchange: Exchange) -> Comp
         min_train_nodes=max(1, round(clients * cell.federation.fraction)),
         min_available_nodes=clients,
     )
-    if settings.distills and not exchange.distils_itself:
+    teaches = settings.student is not None and settings.student.teacher == "ensemble"
+    if teaches or (settings.distills and not exchange.distils_itself):
         if not exchange.distils:
+            key = "distill" if settings.distills else "student.teacher"
+            mend = "distill = false" if settings.distills else 'teacher = "global"'
             raise ConfigError(
-                f"strategies.{cell.label}.distill: the exchange {settings.exchange_name!r} sends "
-                "no models to learn from; set distill = false"
+                f"strategies.{cell.label}.{key}: the exchange {settings.exchange_name!r} sends "
+                f"no models to learn from; set {mend}"
             )
+        chosen = _distillation(cell)
+        if not settings.distills:  # the teachers are only asked
+            chosen["first"] = cell.rounds + 1
         inner = Distilled(
             inner,
             model=exchange.new_model,
-            proxy=materials.proxy_inputs(),
+            proxy=proxy_source(cell, materials),
+            remember=teaches,
             seed=cell.seed,
             device=cell.device,
-            **_distillation(cell),
+            **chosen,
         )
     return Compressed(
         exchange.strategy(inner),
@@ -86,20 +94,16 @@ def _distillation(cell: Cell) -> dict[str, Any]:
 
 
 def _check_proxy(cell: Cell) -> None:
-    """Refuse what is asked of proxy data and nothing does."""
-    if cell.proxy.source not in PROXY_SOURCES:
+    """Refuse what is asked of proxy data that cannot be."""
+    settings, source = cell.strategy, cell.proxy.source
+    if cell.proxy.augment != "none" and source not in ("held_out", "data"):
         raise ConfigError(
-            f"proxy.kind: there are no proxy data of kind {cell.proxy.source!r} here; "
-            f"known: {', '.join(PROXY_SOURCES)}"
+            f"proxy.augment: only rows that are there are changed, got {cell.proxy.augment!r} with "
+            f'kind = {source!r}; leave it "none"'
         )
-    if cell.proxy.augment != "none":
+    teacher = None if settings.student is None else settings.student.teacher
+    if teacher == "ensemble" and source not in ("held_out", "data"):
         raise ConfigError(
-            f"proxy.augment: proxy data are not changed here, got {cell.proxy.augment!r}; "
-            'leave it "none"'
-        )
-    student = cell.strategy.student
-    if student is not None and student.teacher != "global":
-        raise ConfigError(
-            f"strategies.{cell.label}.student.teacher: only the global model teaches here, got "
-            f'{student.teacher!r}; set "global"'
+            f"strategies.{cell.label}.student.teacher: an ensemble is asked about rows that stay, "
+            f'and those of kind = {source!r} are others in each round; set teacher = "global"'
         )

@@ -1,12 +1,10 @@
 """Proxy data: unlabelled inputs on which models are distilled, and where they come from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import ClassVar, final
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from fedcompress.distill import generated_inputs, matched_inputs, noise_inputs, predict_logits
@@ -51,10 +49,6 @@ class ProxySource(ABC):
     def check(self, model: nn.Module, device: str) -> None:
         """Raise `ConfigError` where the model cannot be distilled on such inputs."""
 
-    def facts(self) -> Mapping[str, str | int]:
-        """Say for the record what was distilled on."""
-        return {"kind": self.kind, "rows": self.rows}
-
 
 @final
 class GivenProxy(ProxySource):
@@ -91,11 +85,6 @@ class GivenProxy(ProxySource):
     def check(self, model: nn.Module, device: str) -> None:
         """Raise `ConfigError` unless the model takes these inputs."""
         check_proxy(model, self._inputs, device)
-
-    def facts(self) -> Mapping[str, str | int]:
-        """Say what was distilled on, with a fingerprint of the inputs."""
-        content = np.ascontiguousarray(self._inputs.numpy()).data
-        return {**super().facts(), "fingerprint": xxhash.xxh3_128(content).hexdigest()}
 
 
 @final

@@ -4,15 +4,16 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.aggregation import FlatArrays, FlatLayout, TreeSum
+from fedcompress.errors import ConfigError
 from fedcompress.flower_adapter import (
     check_metrics_agree,
+    mean_rule,
     metrics_from,
-    strategies_inside,
     with_content,
 )
 
@@ -47,7 +48,18 @@ def aggregate_streamed(
     -------
     ArrayRecord or None, MetricRecord or None
         What the strategy makes of the mean; None where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If the strategy needs more than the mean.
     """
+    rule = mean_rule(strategy)
+    if rule is None:
+        raise ConfigError(
+            f"streamed mean: {type(strategy).__name__} needs every client's model; use FedAvg or "
+            "another rule that takes their weighted mean"
+        )
     layout, total, position = FlatLayout(like), TreeSum(like, messages), -1
     contents: list[RecordDict] = []
     errors: list[Message] = []
@@ -66,7 +78,6 @@ def aggregate_streamed(
         del reply  # before the next is decoded
     if first is None:
         return strategy.aggregate_train(server_round, errors)
-    rule = next(inner for inner in strategies_inside(strategy) if isinstance(inner, FedAvg))
     check_metrics_agree(rule, contents)
     if weights == 0:
         logger.warning("round %d: all clients weigh 0; the model is kept", server_round)

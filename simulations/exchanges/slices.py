@@ -35,14 +35,17 @@ class SlicedModel(Exchange):
     """Clients of several widths of one network (Diao et al., 2021; Horvath et al., 2021).
 
     A client's level is a fraction of the cell's `model.width`; it gets and sends that slice alone.
-    As many clients are of each level; with `drawn`, each draws one in every round.
+    As many clients are of each level; with `drawn`, each draws one in every round. The global model
+    is as wide as the widest level.
     """
 
     def __init__(self, cell: Cell, materials: Materials) -> None:
-        super().__init__(cell, materials)
         self._settings = cell.strategy.widths or WidthsSettings()
-        self._levels = {f"{level:g}": level for level in self._settings.levels}
-        self._whole = WholeModel(cell, materials)
+        widest = max(self._settings.levels, default=1.0)
+        model = cell.model.model_copy(update={"width": cell.model.width * widest})
+        super().__init__(cell.model_copy(update={"model": model}), materials)
+        self._levels = {f"{level:g}": level / widest for level in self._settings.levels}
+        self._whole = WholeModel(self.cell, materials)
         self._check_levels()
 
     def start(self) -> ArrayRecord:
@@ -149,10 +152,10 @@ class SlicedModel(Exchange):
     def _check_levels(self) -> None:
         key = f"strategies.{self.cell.label}.widths"
         given = self._settings.levels
-        if max(given) != 1.0 or len(self._levels) < len(given):
+        if not given or len(self._levels) < len(given):
             raise ConfigError(
-                f"{key}.levels: they are different fractions of model.width, and the largest is "
-                f"1.0, got {', '.join(f'{level:g}' for level in given)}; scale model.width instead"
+                f"{key}.levels: they are different fractions of model.width, at least one, got "
+                f"{', '.join(f'{level:g}' for level in given) or 'none'}"
             )
         norms = any(isinstance(module, _BatchNorm) for module in self.new_model().modules())
         if norms and self._settings.scale and not self._is_static and len(given) > 1:

@@ -8,6 +8,7 @@ from strategies.methods import (  # isort: skip
     signs,
     distillation,
     predictions,
+    widths,
 )
 from strategies.methods.method import Method
 from strategies.methods.registry import method, methods, parameters, published
@@ -29,4 +30,5 @@ __all__ = [
     "server_rules",
     "signs",
     "sparsification",
+    "widths",
 ]

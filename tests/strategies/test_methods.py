@@ -13,6 +13,7 @@ WANTED = {
     *SERVERS,
     "fedpaq", "uniform", "stc", "top_k", "qsparse", "ef_sign", "sign", "terngrad", "random_k",
     "fedavg_float16", "feddf", "feddf_quantized", "feddf_uniform", "fedmd", "dsfl",
+    "heterofl", "fjord",
 }  # fmt: skip
 
 

@@ -125,9 +125,6 @@ def test_the_same_key_gives_the_same_rows(source: ProxySource, trained: nn.Modul
     assert torch.equal(first, source.inputs(trained, rng()))
     assert torch.equal(first, source.inputs(trained, rng(1))) is source.is_fixed
     assert first.shape == (source.rows, 1, 8, 8)
-    facts = source.facts()
-    assert (facts["kind"], facts["rows"]) == (source.kind, 40)
-    assert ("fingerprint" in facts) is source.is_fixed
 
 
 def test_noise_for_characters_is_tokens() -> None:
