@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor, nn
 
 from fedcompress import rng_for
+from fedcompress.distill import augmented
 from fedcompress.errors import ConfigError
 from simulations.cell import Cell
 from simulations.exchanges.assigned import Assigned
@@ -89,7 +90,7 @@ class ModelGroups(Exchange):
         return GroupsDistilled(
             groups,
             models={name: self._maker(one) for name, one in self._settings.items()},
-            proxy=self._proxy_inputs,
+            proxy=self._distilled_on(),
             seed=self.cell.seed,
             device=self.cell.device,
             **self._distillation(),
@@ -154,6 +155,10 @@ class ModelGroups(Exchange):
         rule.min_available_nodes = clients
         rule.min_train_nodes = max(1, round(clients * self.cell.federation.fraction))
         return rule
+
+    def _distilled_on(self) -> Tensor:
+        rng = rng_for(self.cell.seed, client="server", purpose="augment")
+        return augmented(self._proxy_inputs, self.cell.proxy.augment, rng)
 
     def _distillation(self) -> dict[str, Any]:
         chosen = self.cell.strategy.distill
