@@ -24,6 +24,7 @@ from fedcompress import Compressed
 from fedcompress.errors import FedcompressError
 from simulations.cell import Cell
 from simulations.client_app import app as client_app
+from simulations.engines.base import SimulatedGrid
 from simulations.materials import materials_of
 from simulations.model_record import load_record, model_record
 from simulations.settings import Scalar
@@ -74,7 +75,7 @@ def server_app(
     """
     cell = Cell.from_run_config(settings)
     materials = materials_of(cell)
-    model = materials.new_model(cell.model, cell.seed)
+    model, sizes = materials.new_model(cell.model, cell.seed), materials.partition.sizes()
     replies = 0
 
     def count(contents: list[RecordDict], weighted_by: str) -> MetricRecord:
@@ -106,6 +107,8 @@ def server_app(
     def main(grid: Grid, context: Context) -> None:
         del context
         torch.set_num_threads(1)
+        if isinstance(grid, SimulatedGrid):  # as a study tells it
+            grid.expect_sizes(lambda node_id: float(sizes[node_id - 1]))
         _strategy(workload, count, wrapped).start(
             grid=grid,
             initial_arrays=model_record(model),

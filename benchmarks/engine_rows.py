@@ -35,6 +35,8 @@ class Workload:
         Rounds that are measured, after `SKIPPED_ROUNDS` that are not.
     spec : str
         Compressor of both directions; empty for dense arrays.
+    eager : bool
+        Whether clients train by PyTorch's own operations, as those of Flower's examples do.
     """
 
     data: str
@@ -46,6 +48,7 @@ class Workload:
     clients: int = 100
     samples: int = 0
     spec: str = ""
+    eager: bool = False
 
     def run_config(self, data_dir: str | None) -> dict[str, Scalar]:
         """Give the settings as our client's app reads them."""
@@ -65,6 +68,8 @@ class Workload:
             "federation.evaluate_every": SKIPPED_ROUNDS + self.rounds,
             "strategy.label": "measured",
         }
+        if self.eager:
+            settings["training.path"] = "eager"
         if self.samples:
             settings["partition.samples_per_client"] = self.samples
         if self.hidden:
@@ -173,8 +178,10 @@ def rows() -> dict[str, Row]:
         ),
         "cnn-10": Row(
             "LeNet-like CNN, 10 a round",
-            _jobs(_CNN_10, "raygrid", "study", *PEERS, "bare"),
-            (_faster("flower", 2), _faster("pfl", 1.25)),
+            # Flower's clients are ours, so that they train by our compiled loop as well.
+            _jobs(_CNN_10, "raygrid", "study", *PEERS, "bare")
+            | {"flower, eager": Job("flower", replace(_CNN_10, eager=True))},
+            (_faster("flower", 2), _faster("flower, eager", 2), _faster("pfl", 1.25)),
         ),
         "cnn-100": Row(
             "LeNet-like CNN, 100 a round",

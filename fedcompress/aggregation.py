@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedcompress.compressor import Part
+from fedcompress.compressor import FlatParts, Part
 from fedcompress.errors import PayloadError
+from fedcompress.stages.selection import add_at
 
 _BLOCKS = ((32, 1), (128, 4), (1024, 8))  # (up to so many messages, positions in a block)
 _LARGEST_BLOCK = 32
@@ -120,6 +121,11 @@ class FlatLayout:
             sizes[group] += x.numel()
         self.buffers = [(*kind, size) for kind, size in zip(groups, sizes, strict=True)]
 
+    @property
+    def is_one_of_float32(self) -> bool:
+        """Whether all arrays lie in one buffer of float32, in their order."""
+        return [dtype for dtype, _, _ in self.buffers] == [torch.float32]
+
     def zeros(self) -> list[Tensor]:
         """Make buffers of zeros."""
         return [
@@ -162,6 +168,8 @@ class _Block:
         if isinstance(parts, FlatArrays):
             for mine, x in zip(self.total.buffers, parts.buffers, strict=True):
                 mine.add_(x, alpha=share)
+        elif isinstance(parts, FlatParts) and layout.is_one_of_float32:
+            add_at(self.total.buffers[0], parts.positions, parts.entries, share)
         else:
             for name, view in self.views.items():
                 parts[name].add_to(view, share)

@@ -2,20 +2,23 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import cast
 
 from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
+from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.client_state import client_key, load_state, save_state
 from fedcompress.dense import share_record
 from fedcompress.errors import FedcompressError
-from fedcompress.flower_adapter import with_content
+from fedcompress.flower_adapter import filled, with_content
 from fedcompress.randomness import rng_for
 from fedcompress.reference import restore_reference
+from fedcompress.references import arrays_of
 from fedcompress.spec import parse
 
 logger = logging.getLogger(__name__)
@@ -92,10 +95,10 @@ def _train(
     content = protocol.without_settings(message.content)
     if protocol.VERSION_KEY in settings:
         reference = restore_reference(record, settings, context)
-        before = reference.tensors
+        before: Mapping[str, Tensor] = reference.tensors
         content[key] = share_record(reference.record)
     else:
-        before = protocol.record_to_tensors(record)
+        before = arrays_of(record)
     reply = call_next(with_content(message, content), context)
     if reply.has_error():
         return reply
@@ -115,14 +118,16 @@ def _train(
     payload, state = compressor.encode(update, state, rng)
     group = str(settings.get(protocol.GROUP_KEY, ""))
     save_state(context, compressor, update, state, server_round, group)
-    new_content = RecordDict()
-    new_content.update(reply.content)
-    new_content[reply_key] = protocol.payloads_to_record([payload])
-    new_content[protocol.RECORD] = ConfigRecord(
+    own = {
+        protocol.ROUND_KEY: server_round,
+        protocol.ENCODE_SECONDS_KEY: time.perf_counter() - started,
+    }
+    reply.content = filled(
+        RecordDict(),
         {
-            protocol.ROUND_KEY: server_round,
-            protocol.ENCODE_SECONDS_KEY: time.perf_counter() - started,
-        }
+            **reply.content,
+            reply_key: protocol.payloads_to_record([payload]),
+            protocol.RECORD: filled(ConfigRecord(), own),
+        },
     )
-    reply.content = new_content
     return reply

@@ -9,6 +9,7 @@ State is kept apart for each group of arrays that the client is sent, since it h
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -17,7 +18,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from torch import Tensor
 
 from fedcompress import protocol
+from fedcompress.block import Block
 from fedcompress.compressor import Compressor, State
+from fedcompress.flower_adapter import filled
 from fedcompress.memories import NO_ROUND
 from fedcompress.wire import fingerprint_layout
 
@@ -51,7 +54,7 @@ def _places(group: str) -> _Places:
 def load_state(
     context: Context,
     compressor: Compressor,
-    update: dict[str, Tensor],
+    update: Mapping[str, Tensor],
     settings: dict[str, object],
 ) -> State:
     """Give the state from which this round's update is to be encoded."""
@@ -74,9 +77,13 @@ def load_state(
         _start_anew(context, at)
         return compressor.init(update)
     stored = context.state[at.state]
-    tensors = protocol.record_to_tensors(stored) if isinstance(stored, ArrayRecord) else {}
-    if tensors.keys() == set(names):
-        state: State = {name: tensors[name] for name in names}
+    tensors: Mapping[str, Tensor] = {}
+    if isinstance(stored, ArrayRecord):
+        tensors = protocol.record_to_block(stored) or protocol.record_to_tensors(stored)
+    if isinstance(tensors, Block) and tensors.keys() == set(names):
+        state: State = tensors
+    elif tensors.keys() == set(names):
+        state = {name: tensors[name] for name in names}
     else:
         # A spec that differs in its numbers only, as on a schedule, keeps the same state.
         logger.warning(
@@ -92,7 +99,7 @@ def load_state(
 def save_state(
     context: Context,
     compressor: Compressor,
-    update: dict[str, Tensor],
+    update: Mapping[str, Tensor],
     state: State,
     round: int,
     group: str = "",
@@ -109,9 +116,8 @@ def save_state(
         kept[_BEFORE_ROUND] = _integer(kept, _ROUND)
     else:
         _forget_before(context, at)
-    kept[_SPEC] = compressor.spec
-    kept[_LAYOUT] = fingerprint_layout(update)
-    kept[_ROUND] = round
+    layout = fingerprint_layout(update)
+    filled(kept, {_SPEC: compressor.spec, _LAYOUT: layout, _ROUND: round})
     context.state[at.kept] = kept
     context.state[at.state] = protocol.tensors_to_record(state)
     if group:
@@ -128,7 +134,7 @@ _NAMES: dict[tuple[str, int], tuple[str, ...]] = {}
 
 
 def _names_of(
-    spec: str, layout: int, compressor: Compressor, update: dict[str, Tensor]
+    spec: str, layout: int, compressor: Compressor, update: Mapping[str, Tensor]
 ) -> tuple[str, ...]:
     """Name what a compressor remembers of a model; found out once, for it takes a whole state."""
     if (spec, layout) not in _NAMES:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedcompress.block import Block
 from fedcompress.errors import LayoutError
 from fedcompress.own_payloads import note_own
 from fedcompress.wire import Section, SectionReader, write_payload
@@ -50,6 +51,35 @@ class Part(ABC):
     def memory(self) -> Tensor | None:
         """Give what decoding this array of the same sender's next payload needs; mostly None."""
         return None
+
+
+class FlatParts(Mapping[str, Part]):
+    """Parts that are a few entries each, of float32 arrays that lie one behind another.
+
+    Attributes
+    ----------
+    positions : Tensor
+        int64, where all these entries lie, counted over all arrays; each once.
+    entries : Tensor
+        float32, what lies there.
+    """
+
+    def __init__(self, parts: Mapping[str, Part], positions: Tensor, entries: Tensor) -> None:
+        self.positions = positions
+        self.entries = entries
+        self._parts = parts
+
+    def __getitem__(self, name: str) -> Part:
+        """Give the part of one array."""
+        return self._parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Walk the names."""
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        """Count the arrays."""
+        return len(self._parts)
 
 
 class SentParts(Mapping[str, Tensor]):
@@ -275,8 +305,10 @@ def under(state: State, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
 
 
-def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
+def as_tensors(arrays: Arrays) -> Mapping[str, Tensor]:
     """View numpy arrays as tensors, without a copy where torch can."""
+    if isinstance(arrays, Block):
+        return arrays
     return {name: _as_tensor(name, x) for name, x in arrays.items()}
 
 

@@ -10,16 +10,15 @@ which nobody does where updates are summed in the process in which they arise.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from itertools import accumulate
 from typing import Literal, final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from numpy.lib import format as npy
 
+from fedcompress.block import BlockLayout, block_layout, is_same, npy_head
 from fedcompress.flower_adapter import record_of
 
 STYPE = "numpy.ndarray"
@@ -36,34 +35,8 @@ def dense_array(values: np.ndarray) -> Array:
     if dtype.kind not in _PLAIN_KINDS or dtype.metadata is not None:
         return Array(values)
     shape = values.shape
-    name, head = _head(dtype, shape)
+    name, head = npy_head(dtype, shape)
     return plain_array(name, shape, STYPE, b"".join((head, values.data)))
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class BlockLayout:
-    """How arrays of one dtype lie in one block, one after another.
-
-    Attributes
-    ----------
-    names : list of str
-        The arrays.
-    described : list of (name, shape, dtype)
-        What they are.
-    heads : list of bytes
-        The header of each, with which its bytes begin.
-    stops : list of int
-        Where each ends in the block, which is where the next begins.
-    data_bytes : int
-        Of all arrays together, headers included.
-    """
-
-    names: list[str]
-    described: list[tuple[str, tuple[int, ...], str]]
-    heads: list[bytes]
-    stops: list[int]
-    data_bytes: int
 
 
 @final
@@ -105,8 +78,11 @@ class LateArray(Array):
             return NotImplemented
         if self.dtype != other.dtype or self.shape != other.shape or self.stype != other.stype:
             return False
-        if type(other) is LateArray and vars(self)["_block"] is vars(other)["_block"]:
-            return bool(vars(self)["_start"] == vars(other)["_start"]) or self.data == other.data
+        if type(other) is LateArray:
+            mine, others = vars(self), vars(other)
+            if mine["_block"] is others["_block"] and mine["_start"] == others["_start"]:
+                return True
+            return is_same(_late_values(self), _late_values(other))
         return self.data == other.data
 
     __hash__ = None  # type: ignore[assignment]  # as Array
@@ -125,7 +101,12 @@ def dense_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     if not given or not _are_alike(given):
         return record_of({name: dense_array(values) for name, values in arrays.items()})
     block = np.concatenate([x.reshape(-1) for x in given])
-    layout = _block_layout(given[0].dtype, tuple(arrays), tuple([x.shape for x in given]))
+    layout = block_layout(given[0].dtype, tuple(arrays), tuple([x.shape for x in given]))
+    return block_record(layout, block)
+
+
+def block_record(layout: BlockLayout, block: np.ndarray) -> ArrayRecord:
+    """Make the record of the arrays in a block, which must not be changed from then on."""
     record: dict[str, Array] = {}
     start = 0
     for (name, shape, dtype), head, stop in zip(
@@ -188,21 +169,6 @@ def _are_alike(arrays: Sequence[np.ndarray]) -> bool:
     )
 
 
-@lru_cache(maxsize=64)
-def _block_layout(
-    dtype: np.dtype, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
-) -> BlockLayout:
-    heads = [_head(dtype, shape) for shape in shapes]
-    stops = list(accumulate(math.prod(shape) for shape in shapes))
-    return BlockLayout(
-        list(names),
-        [(name, shape, kind) for name, shape, (kind, _) in zip(names, shapes, heads, strict=True)],
-        [head for _, head in heads],
-        stops,
-        sum(len(head) for _, head in heads) + stops[-1] * dtype.itemsize,
-    )
-
-
 def dense_values(array: Array) -> np.ndarray:
     """Read what ``array.numpy()`` gives, without a copy where that can be; then read-only.
 
@@ -234,6 +200,9 @@ def plain_array(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> 
 
 def share_record(record: ArrayRecord) -> ArrayRecord:
     """Copy a record and its arrays; the bytes, which nobody can change, are shared."""
+    whole = whole_block(record)
+    if whole is not None:
+        return block_record(whole[1], whole[0])
     return record_of({name: share_array(array) for name, array in record.items()})
 
 
@@ -243,17 +212,6 @@ def share_array(array: Array) -> Array:
         held = vars(array)
         return _late_array(array.dtype, array.shape, held["_head"], held["_block"], held["_start"])
     return plain_array(array.dtype, tuple(array.shape), array.stype, bytes(array.data))
-
-
-@lru_cache(maxsize=1024)
-def _head(dtype: np.dtype, shape: tuple[int, ...]) -> tuple[str, bytes]:
-    """Give the name of a dtype and the header of a contiguous array, as Flower writes both."""
-    like = np.broadcast_to(np.zeros((), dtype), shape)
-    buffer = BytesIO()
-    header = npy.header_data_from_array_1_0(like)
-    header["fortran_order"] = False
-    npy.write_array_header_1_0(buffer, header)
-    return str(dtype), buffer.getvalue()
 
 
 @lru_cache(maxsize=1024)

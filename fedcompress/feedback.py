@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedcompress.block import Block, renamed
 from fedcompress.chain import Chain, as_compressor, narrow
 from fedcompress.checks import check_fraction, check_positive
 from fedcompress.closed_loop import check_loop
 from fedcompress.compressor import Compressor, Encoded, Part, SentParts, State, under
 from fedcompress.errors import LayoutError
+from fedcompress.kept_levels import Plan
 from fedcompress.wire import SectionReader
 
 _RESIDUAL = "residual/"
@@ -81,6 +83,8 @@ class ErrorFeedback(Compressor):
         """Let the residuals decay once for each round."""
         inner = self.compressor.after_absence(under(state, _INNER), rounds)
         fade = self.decay**rounds
+        if fade == 1 and not inner:
+            return state
         return {
             **{
                 name: x * fade if fade != 1 and name.startswith(_RESIDUAL) else x
@@ -127,14 +131,18 @@ class ErrorFeedback(Compressor):
         if self.decay != 1 or self.clip is not None or not isinstance(self.compressor, Chain):
             return None
         plan = self.compressor.plan_of(update)
-        if plan is None or not all(_fits(x, state.get(_RESIDUAL + n)) for n, x in update.items()):
+        if plan is None:
             return None
-        left = plan.add(update, lambda name: state[_RESIDUAL + name])
+        left = _sum(plan, update, state)
+        if left is None:
+            return None
         kept = self.compressor.keep(plan, left, rng)
-        residuals = {_RESIDUAL + name: x for name, x in plan.views(left).items()}
         parts = kept.parts()
         return Encoded(
-            kept.sections(), residuals, SentParts(parts) if want_decoded else None, parts
+            kept.sections(),
+            Block(renamed(plan.layout, _RESIDUAL), left),
+            SentParts(parts) if want_decoded else None,
+            parts,
         )
 
     def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
@@ -168,6 +176,19 @@ class ErrorFeedback(Compressor):
         limit = self.clip * float(torch.linalg.vector_norm(x, dtype=torch.float64))
         norm = float(torch.linalg.vector_norm(residual, dtype=torch.float64))
         return residual * (limit / norm) if norm > limit else residual
+
+
+def _sum(plan: Plan, update: Mapping[str, Tensor], state: State) -> np.ndarray | None:
+    """Give update + residuals, one array behind another; None where they cannot be added."""
+    if isinstance(update, Block) and isinstance(state, Block):
+        if not state.layout.equals(renamed(plan.layout, _RESIDUAL)):
+            return None
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found later
+            total: np.ndarray = update.flat + state.flat
+        return total
+    if not all(_fits(x, state.get(_RESIDUAL + name)) for name, x in update.items()):
+        return None
+    return plan.add(update, lambda name: state[_RESIDUAL + name])
 
 
 def _fits(x: Tensor, residual: Tensor | None) -> bool:

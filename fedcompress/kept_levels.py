@@ -5,6 +5,7 @@ and walking costs several times what the numbers do; here all arrays lie one beh
 call selects and rounds, and what is left unsent stays where it lay.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedcompress.block import Block, BlockLayout, block_layout
 from fedcompress.coder import Coder
 from fedcompress.coders.entropy import Entropy
 from fedcompress.coders.index_sets import encode_index_set
 from fedcompress.coders.symbol_arrays import encode_symbols
-from fedcompress.compressor import Part
+from fedcompress.compressor import FlatParts, Part
 from fedcompress.stage import Stage
 from fedcompress.stages.quantize import Quantize
 from fedcompress.stages.selection import add_at, count_of
@@ -33,8 +35,7 @@ class Plan:
 
     bits: int
     is_stochastic: bool
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
+    layout: BlockLayout
     starts: tuple[int, ...]
     ends: np.ndarray
     kept_starts: tuple[int, ...]
@@ -47,10 +48,13 @@ class Plan:
 
     def places(self) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
         """Give name, shape, start and end of each array."""
-        return zip(self.names, self.shapes, self.starts, self.ends.tolist(), strict=True)
+        layout = self.layout
+        return zip(layout.names, layout.shapes, self.starts, layout.stops, strict=True)
 
     def gather(self, arrays: Mapping[str, Tensor]) -> np.ndarray:
         """Copy arrays one behind another."""
+        if isinstance(arrays, Block):
+            return arrays.flat.copy()
         flat = np.empty(self.ends[-1], np.float32)
         for name, shape, start, end in self.places():
             flat[start:end].reshape(shape)[...] = arrays[name].numpy()
@@ -64,13 +68,6 @@ class Plan:
                 np.add(arrays[name].numpy(), others(name).numpy(), flat[start:end].reshape(shape))
         return flat
 
-    def views(self, flat: np.ndarray) -> dict[str, Tensor]:
-        """Give the arrays that lie in ``flat``."""
-        return {
-            name: torch.from_numpy(flat[start:end].reshape(shape))
-            for name, shape, start, end in self.places()
-        }
-
     def keep(self, flat: np.ndarray, rng: np.random.Generator) -> "KeptLevels | str":
         """Select and round, and leave in ``flat`` what is not sent.
 
@@ -78,7 +75,7 @@ class Plan:
         """
         from fedcompress.kernels.kept_all import keep_all
 
-        arrays, count = len(self.names), int(self.kept_ends[-1])
+        arrays, count = len(self.layout.names), int(self.kept_ends[-1])
         if self.is_stochastic:
             seeds = rng.integers(0, _WORDS, size=arrays, dtype=np.uint64)
         else:
@@ -98,7 +95,7 @@ class Plan:
             steps,
         )
         if wrong >= 0:
-            return self.names[wrong]
+            return self.layout.names[wrong]
         return KeptLevels(self, kept, symbols, values, steps)
 
 
@@ -126,15 +123,21 @@ class KeptLevels:
             )
         return sections
 
-    def parts(self) -> dict[str, Part]:
+    def parts(self) -> FlatParts:
         """Give what decoding gives."""
         plan = self.plan
-        return {
+        parts: dict[str, Part] = {
             name: _Kept(self.kept[first:last], self.values[first:last], shape)
             for name, shape, first, last in zip(
-                plan.names, plan.shapes, plan.kept_starts, plan.kept_ends.tolist(), strict=True
+                plan.layout.names,
+                plan.layout.shapes,
+                plan.kept_starts,
+                plan.kept_ends.tolist(),
+                strict=True,
             )
         }
+        positions = self.kept + np.repeat(plan.starts, np.diff(plan.kept_ends, prepend=0))
+        return FlatParts(parts, torch.from_numpy(positions), torch.from_numpy(self.values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,31 +169,34 @@ def plan_of(stages: tuple[Stage, ...], coder: Coder, update: Mapping[str, Tensor
         return None
     if select.block is not None or quantize.bits is None:
         return None
-    for x in update.values():
-        if x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
-            return None
-    layout = tuple((name, tuple(x.shape)) for name, x in update.items())
-    if not layout:
+    layout = _layout_of(update)
+    if layout is None:
         return None
     return _plan(select.fraction, quantize.bits, quantize.rounding == "stochastic", layout)
 
 
+def _layout_of(update: Mapping[str, Tensor]) -> BlockLayout | None:
+    """Lay out arrays that can lie in a block; None for others."""
+    if isinstance(update, Block):
+        layout = update.layout
+        return layout if layout.dtype == np.float32 and all(map(math.prod, layout.shapes)) else None
+    for x in update.values():
+        if x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
+            return None
+    shapes = tuple(tuple(x.shape) for x in update.values())
+    return block_layout(np.dtype(np.float32), tuple(update), shapes) if shapes else None
+
+
 @lru_cache(maxsize=64)
-def _plan(
-    fraction: float,
-    bits: int,
-    is_stochastic: bool,
-    layout: tuple[tuple[str, tuple[int, ...]], ...],
-) -> Plan:
-    names, shapes = zip(*layout, strict=True)
-    sizes = np.array([np.prod(shape, dtype=np.int64) for shape in shapes], np.int64)
+def _plan(fraction: float, bits: int, is_stochastic: bool, layout: BlockLayout) -> Plan:
+    ends = np.array(layout.stops, np.int64)
+    sizes = np.diff(ends, prepend=0)
     counts = np.array([count_of(fraction, int(size)) for size in sizes], np.int64)
-    ends, kept_ends = sizes.cumsum(), counts.cumsum()
+    kept_ends = counts.cumsum()
     return Plan(
         bits,
         is_stochastic,
-        names,
-        shapes,
+        layout,
         tuple((ends - sizes).tolist()),
         ends,
         tuple((kept_ends - counts).tolist()),

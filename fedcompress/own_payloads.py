@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MOST = 64  # a cohort's
 
-Read: TypeAlias = "tuple[dict[str, Part], dict[str, int]]"
+Read: TypeAlias = "tuple[Mapping[str, Part], dict[str, int]]"
 
 
 class OwnPayloads:
@@ -68,4 +68,4 @@ def note_own(
         by_kind["overhead"] -= len(section.data)
         by_kind[section.kind] = by_kind.get(section.kind, 0) + len(section.data)
     for asking in tuple(_ASKING):
-        asking.note(key, (dict(parts), dict(by_kind)))
+        asking.note(key, (parts, dict(by_kind)))

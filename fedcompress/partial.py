@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedcompress.aggregation import Node, block_size
 from fedcompress.flower_adapter import record_of, with_content
+from fedcompress.sent import SentRound
 from fedcompress.traffic import ClientTraffic
 
 SUMMED_STYPE = "fedcompress.summed"
@@ -94,6 +95,31 @@ class SumPlan:
             name: torch.empty(shape, dtype=getattr(torch, dtype))
             for name, shape, dtype in self.layout
         }
+
+
+def plan_for(server_round: int, sent: SentRound, weight_key: str) -> SumPlan | None:
+    """Plan how to sum what these nodes answer; None where that cannot be done apart.
+
+    Parameters
+    ----------
+    server_round : int
+        The round.
+    sent : SentRound
+        What each node is sent.
+    weight_key : str
+        Metric by which clients are weighed.
+    """
+    common = sent.common
+    uplinks = [one.compressor for one in sent.values()]
+    if common is None or any(c is not None and c.recalls for c in uplinks):
+        return None
+    return SumPlan(
+        server_round,
+        node_ids=tuple(sent),
+        uplinks=tuple("" if c is None else c.spec for c in uplinks),
+        layout=layout_of(common),
+        weight_key=weight_key,
+    )
 
 
 def layout_of(model: Mapping[str, Tensor]) -> tuple[tuple[str, tuple[int, ...], str], ...]:

@@ -10,11 +10,19 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedcompress.block import Block
 from fedcompress.dense import STYPE as DENSE_STYPE
-from fedcompress.dense import dense_array, dense_values, plain_array, record_bytes
+from fedcompress.dense import (
+    block_record,
+    dense_array,
+    dense_values,
+    plain_array,
+    record_bytes,
+    whole_block,
+)
 from fedcompress.errors import LayoutError, NotFiniteError, PayloadError
 from fedcompress.flower_adapter import MetricContent, filled, record_of
 
@@ -54,8 +62,18 @@ def record_to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     return {name: _tensor(name, array) for name, array in record.items()}
 
 
+def record_to_block(record: ArrayRecord) -> Block | None:
+    """Read arrays of a record that lie in one block, where they lie; None for any other."""
+    whole = whole_block(record)
+    if whole is None or whole[0].dtype != np.float32:
+        return None
+    return Block(whole[1], whole[0])
+
+
 def tensors_to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Write tensors as dense arrays."""
+    """Write tensors as dense arrays; those of a block are not copied."""
+    if isinstance(tensors, Block):
+        return block_record(tensors.layout, tensors.flat)
     return record_of({name: dense_array(x.detach().cpu().numpy()) for name, x in tensors.items()})
 
 
@@ -101,7 +119,7 @@ def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dic
     }
 
 
-def update_of(trained: ArrayRecord, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def update_of(trained: ArrayRecord, before: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Give the update that leads from ``before`` to a record, as `difference` does.
 
     Raises
@@ -109,6 +127,11 @@ def update_of(trained: ArrayRecord, before: Mapping[str, Tensor]) -> dict[str, T
     LayoutError
         If names, shapes or dtypes differ, or an array cannot be read.
     """
+    if isinstance(before, Block):
+        after_all = record_to_block(trained)
+        if after_all is not None and after_all.layout.equals(before.layout):
+            with np.errstate(over="ignore", invalid="ignore"):  # `check_finite` finds them
+                return Block(before.layout, after_all.flat - before.flat)
     update: dict[str, Tensor] = {}
     for name, x in before.items():
         array = trained.get(name)
@@ -141,6 +164,10 @@ def not_finite(name: str) -> NotFiniteError:
 
 def check_finite(arrays: Mapping[str, Tensor]) -> None:
     """Raise `NotFiniteError` where a floating-point array holds NaN or infinity."""
+    if isinstance(arrays, Block):
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(arrays.flat.sum()):
+                return
     for name, x in arrays.items():
         # A finite sum needs no second look; a sum may also overflow though every entry is finite.
         if x.is_floating_point() and not (
@@ -203,16 +230,16 @@ def without_settings(content: RecordDict) -> RecordDict:
 
     What a strategy says of its arrays stays, such as their group.
     """
-    clean = RecordDict()
+    clean: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {}
     for key, record in content.items():
         if key == RECORD:
             continue
         if isinstance(record, ConfigRecord):
             kept = {k: v for k, v in record.items() if k not in _OF_THE_MOD}
-            clean[key] = ConfigRecord(kept)
+            clean[key] = filled(ConfigRecord(), kept)
         else:
             clean[key] = record
-    return clean
+    return filled(RecordDict(), clean)
 
 
 def single_array_record(content: RecordDict, what: str) -> tuple[str, ArrayRecord]:

@@ -6,6 +6,7 @@ sent the same payload; so what comes out is what decoding would give, whoever as
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
@@ -15,8 +16,8 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedcompress import protocol
+from fedcompress.block import Block, as_block, is_same, share
 from fedcompress.compressor import Compressor
-from fedcompress.dense import share_record
 
 _MOST_BYTES = 128_000_000
 _FEWEST = 2  # a model and the one that it leads to are kept however large they are
@@ -30,20 +31,20 @@ class Reference:
     ----------
     version : int
         Of the server's count.
-    record : ArrayRecord
-        Its arrays as they are sent and kept.
+    tensors : Mapping[str, Tensor]
+        Its arrays, in one block where they can lie in one.
     """
 
     version: int
-    record: ArrayRecord
+    tensors: Mapping[str, Tensor]
     _next: WeakValueDictionary[tuple[str, bytes], "Reference"] = field(
         default_factory=WeakValueDictionary
     )
 
     @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """The same arrays as tensors."""
-        return protocol.record_to_tensors(self.record)
+    def record(self) -> ArrayRecord:
+        """The same arrays as they are sent and kept."""
+        return protocol.tensors_to_record(self.tensors)
 
     @cached_property
     def checksum(self) -> int:
@@ -64,10 +65,17 @@ class Reference:
             update = compressor.decode(payload, self.tensors)
             arrays = protocol.advance(self.tensors, update)
             # Others may have been sent this model whole, or have come to it another way.
-            led_to = _KNOWN.find(self.version + 1, protocol.tensors_to_record(arrays))
+            led_to = _KNOWN.find(self.version + 1, as_block(arrays) or arrays)
             self._next[key] = led_to
         _KNOWN.keep(led_to)
         return led_to
+
+    def is_of(self, arrays: Mapping[str, Tensor]) -> bool:
+        """Whether these are its arrays, to the bit."""
+        if isinstance(arrays, Block) and isinstance(self.tensors, Block):
+            alike = arrays.layout.equals(self.tensors.layout)
+            return alike and is_same(arrays.flat, self.tensors.flat)
+        return protocol.tensors_to_record(arrays) == self.record
 
 
 class _Known:
@@ -79,22 +87,25 @@ class _Known:
         self._kept: OrderedDict[Reference, int] = OrderedDict()
         self._lock = Lock()
 
-    def find(self, version: int, record: ArrayRecord) -> Reference:
+    def find(self, version: int, arrays: Mapping[str, Tensor]) -> Reference:
         with self._lock:
             same_version = [known for known in self._kept if known.version == version]
         for known in same_version:
-            if known.record == record:
+            if known.is_of(arrays):
                 self.keep(known)
                 return known
-        reference = Reference(version, share_record(record))
+        reference = Reference(version, arrays)
+        if isinstance(arrays, Block):
+            share(arrays.flat)
         self.keep(reference)
         return reference
 
     def keep(self, reference: Reference) -> None:
         with self._lock:
             if reference not in self._kept:
-                # Once as a record and once as tensors.
-                size = 2 * sum(len(array.data) for array in reference.record.values())
+                size = sum(x.numel() * x.element_size() for x in reference.tensors.values())
+                # What does not lie in a block lies there as tensors and as a record.
+                size *= 1 if isinstance(reference.tensors, Block) else 2
                 self._kept[reference] = size
                 self._bytes += size
             self._kept.move_to_end(reference)
@@ -107,4 +118,38 @@ _KNOWN = _Known(_MOST_BYTES)
 
 def known_reference(version: int, record: ArrayRecord) -> Reference:
     """Give a version of the reference model from its arrays as they were sent or kept."""
-    return _KNOWN.find(version, record)
+    return _KNOWN.find(version, arrays_of(record))
+
+
+def arrays_of(record: ArrayRecord) -> Mapping[str, Tensor]:
+    """Read a model, in one block where it can lie in one; the same bytes again cost nothing."""
+    block = protocol.record_to_block(record)
+    if block is not None:
+        return block
+    data = [array.data for array in record.values()]
+    known = _LAST.get("read")
+    if known is not None and known.is_of(record, data):
+        return known.arrays
+    tensors = protocol.record_to_tensors(record)
+    arrays = as_block(tensors) or tensors
+    _LAST["read"] = _Read(list(record), data, arrays)
+    return arrays
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A record that was read, known by the very objects that hold its bytes."""
+
+    names: list[str]
+    data: list[bytes]
+    arrays: Mapping[str, Tensor]
+
+    def is_of(self, record: ArrayRecord, data: list[bytes]) -> bool:
+        return (
+            len(data) == len(self.data)
+            and all(mine is other for mine, other in zip(self.data, data, strict=True))
+            and self.names == list(record)
+        )
+
+
+_LAST: dict[str, _Read] = {}

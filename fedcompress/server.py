@@ -9,7 +9,6 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
-from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.aggregation import TreeSum
@@ -35,7 +34,7 @@ from fedcompress.incoming import Answer, in_order
 from fedcompress.links import Uplink, read_links
 from fedcompress.memories import Memories
 from fedcompress.outgoing import Outgoing
-from fedcompress.partial import PartialSum, SummingGrid, SumPlan, layout_of
+from fedcompress.partial import PartialSum, SummingGrid, plan_for
 from fedcompress.reading import RoundReader
 from fedcompress.sent import SentRound
 from fedcompress.spec import parse
@@ -161,7 +160,7 @@ class Compressed(Strategy):
                 self._broadcasts.ask(node_id, start.broadcast)
             downlink = outgoing.prepare(message, compressor, start.broadcast, start.group)
             self.last_round.downlink.append(downlink)
-        self._arm(server_round, messages, grid, outgoing)
+        self._arm(grid)
         return messages
 
     def aggregate_train(
@@ -234,31 +233,17 @@ class Compressed(Strategy):
             return None
         return parse(self.uplink(node_id, server_round) if callable(self.uplink) else self.uplink)
 
-    def _arm(
-        self, server_round: int, messages: list[Message], grid: Grid, outgoing: Outgoing
-    ) -> None:
+    def _arm(self, grid: Grid) -> None:
         """Let an engine that can do so add the updates, where their mean is all that is needed."""
         self._summing = None
         if not isinstance(grid, SummingGrid):
             return
         plan = None
-        uplinks = [sent.compressor for sent in self._sent.values()]
-        summed = [c for c in uplinks if c is None or not c.recalls]
-        common = self._common()
-        if common is not None and len(summed) == len(messages):
-            plan = SumPlan(
-                server_round,
-                node_ids=tuple(self._sent),
-                uplinks=tuple("" if c is None else outgoing.spec(c) for c in summed),
-                layout=layout_of(common),
-                weight_key=weight_key(self.strategy),
-            )
+        if uses_weighted_mean(self.strategy):
+            key = weight_key(self.strategy)
+            plan = plan_for(self.last_round.server_round, self._sent, key)
         if grid.sum_updates(plan) and plan is not None:
             self._summing = grid
-
-    def _common(self) -> Mapping[str, Tensor] | None:
-        """Give the one reference of all nodes, if the mean of their updates is all that matters."""
-        return self._sent.common if uses_weighted_mean(self.strategy) else None
 
     def _reader(self) -> RoundReader:
         return RoundReader(
@@ -267,7 +252,7 @@ class Compressed(Strategy):
             self._memories,
             self._broadcasts,
             weight_key=weight_key(self.strategy),
-            takes_mean=self._common() is not None,
+            takes_mean=uses_weighted_mean(self.strategy) and self._sent.common is not None,
             keeps_updates=not takes_one_at_a_time(self.strategy),
         )
 

@@ -24,6 +24,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from fedcompress.block import Block, BlockLayout
 from fedcompress.errors import PayloadError
 
 MAGIC = b"fc"
@@ -85,7 +86,17 @@ def fingerprint_spec(spec: str) -> int:
 
 def fingerprint_layout(like: Mapping[str, Tensor]) -> int:
     """Fingerprint names, shapes and dtypes in their order."""
+    if isinstance(like, Block):
+        return _block_fingerprint(like.layout)
     return _fingerprint(tuple((name, x.shape, x.dtype) for name, x in like.items()))
+
+
+@lru_cache(maxsize=64)
+def _block_fingerprint(layout: BlockLayout) -> int:
+    dtype = getattr(torch, str(layout.dtype))
+    return _fingerprint(
+        tuple((name, torch.Size(shape), dtype) for name, shape, _ in layout.described)
+    )
 
 
 @lru_cache(maxsize=256)

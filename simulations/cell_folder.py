@@ -125,9 +125,7 @@ class CellFolder:
         """Record a fault as it happens: the run may end by it."""
         append_rows(self._faults, [row])
 
-    def save(
-        self, round_number: int, server: Row, client_states: Mapping[int, bytes | Path]
-    ) -> None:
+    def save(self, round_number: int, server: Row, client_states: Mapping[int, bytes]) -> None:
         """Save where the cell stands, after the records that lead there are on the disk."""
         for path in (self._clients, self._rounds):
             _sync(path)

@@ -81,7 +81,7 @@ class Checkpoint(Closing):
             _explain(error, path)
 
     def save(
-        self, round: int, server: Mapping[str, Any], client_states: Mapping[int, bytes | Path]
+        self, round: int, server: Mapping[str, Any], client_states: Mapping[int, bytes]
     ) -> None:
         """Store a round in one transaction.
 
@@ -91,9 +91,8 @@ class Checkpoint(Closing):
             The last complete round.
         server : mapping
             Nested dicts and lists of arrays, numbers, strings, booleans and None.
-        client_states : mapping of int to bytes or Path
-            States that changed since the last save, or files that hold them, by node id; the
-            others stay.
+        client_states : mapping of int to bytes
+            States that changed since the last save, by node id; the others stay.
 
         Raises
         ------
@@ -145,7 +144,7 @@ class Checkpoint(Closing):
     def _log(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}-states{number}")
 
-    def _append(self, states: Mapping[int, bytes | Path]) -> Path | None:
+    def _append(self, states: Mapping[int, bytes]) -> Path | None:
         """Append states to the log, inside a transaction; return a log that is then outdated."""
         number, used = self._database.execute("SELECT number, used FROM log").fetchone()
         if not states:
@@ -220,21 +219,12 @@ def drop(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _write_all(
-    log: int, end: int, states: Mapping[int, bytes | Path]
-) -> Iterator[tuple[int, int, int]]:
+def _write_all(log: int, end: int, states: Mapping[int, bytes]) -> Iterator[tuple[int, int, int]]:
     """Append states to a file; yield (node id, start, length) of each."""
-    buffer = memoryview(bytearray(COPIED_BYTES))
     for node_id, state in states.items():
-        if isinstance(state, Path):
-            with io.FileIO(state) as file:
-                length = os.fstat(file.fileno()).st_size
-                _copy(file, 0, log, length, buffer)
-        else:
-            length = len(state)
-            _write(log, memoryview(state))
-        yield node_id, end, length
-        end += length
+        _write(log, memoryview(state))
+        yield node_id, end, len(state)
+        end += len(state)
 
 
 def _copy(source: io.FileIO, start: int, target: int, length: int, buffer: memoryview) -> None:

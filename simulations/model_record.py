@@ -1,6 +1,6 @@
 """A model's arrays as Flower sends them, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -33,7 +33,7 @@ class _Loaded(NamedTuple):
     """The record that a model was last loaded from, read and ready to be copied again."""
 
     names: list[str]
-    data: list[bytes]
+    data: Sequence[object]  # by which it is known: the bytes of each array, or one block
     state: list[str]
     values: list[Tensor]
 
@@ -43,15 +43,14 @@ _LOADED: WeakKeyDictionary[nn.Module, _Loaded] = WeakKeyDictionary()
 
 def load_record(model: nn.Module, record: ArrayRecord) -> None:
     """Put dense arrays into a model; the same bytes again, client after client, cost one copy."""
-    if whole_block(record) is not None:  # whose bytes are not made yet
-        load_arrays(model, record_arrays(record))
-        return
     state = state_of(model)
-    data = [array.data for array in record.values()]
+    whole = whole_block(record)
+    data = [array.data for array in record.values()] if whole is None else [whole[0]]
     known = _LOADED.get(model)
     if (
         known is not None
-        and all(a is b for a, b in zip(data, known.data, strict=False))
+        and len(data) == len(known.data)
+        and all(a is b for a, b in zip(data, known.data, strict=True))
         and (known.names, known.state) == (list(record), list(state))
     ):
         with torch.no_grad():

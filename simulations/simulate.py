@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, final
 
 from flwr.app import Context, RecordDict
@@ -16,6 +16,7 @@ from fedcompress.links import read_links
 from simulations.compressed_grid import CompressedGrid
 from simulations.engines import LocalGrid, RayGrid, SimulatedGrid
 from simulations.engines.base import RUN_ID
+from simulations.engines.faults import Fault
 from simulations.engines.flower_internals import SERVER_NODE_ID
 from simulations.flower_app import ClientLoader, FlowerApp
 from simulations.gathered_grid import GatheredGrid
@@ -85,6 +86,7 @@ class Simulated:
 
     rounds: list[RoundRecord]
     dense_known: bool
+    faults: list[Fault] = field(default_factory=list)
 
     @property
     def total(self) -> RoundRecord:
@@ -126,6 +128,8 @@ def simulate(
     with _open_engine(app, options) as engine:
         if started is not None:
             started(engine)
+        faults: list[Fault] = []
+        engine.on_fault = faults.append
         recorded = _recorded(engine, options)
         grid = GatheredGrid(recorded)
         context = Context(
@@ -143,7 +147,7 @@ def simulate(
                 raise
             raise ServerAppError(app.serverapp) from error
         finally:
-            ended(Simulated(recorded.finish(), not recorded.compresses_itself))
+            ended(Simulated(recorded.finish(), not recorded.compresses_itself, faults))
         if recorded.refusal is not None:  # the ServerApp took it for a client's failure
             raise recorded.refusal
 

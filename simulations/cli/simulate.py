@@ -3,6 +3,7 @@
 import json
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -166,6 +167,9 @@ def _notes(simulated: Simulated, options: SimulateOptions, evaluated: str) -> li
     notes = []
     if options.downlink is not None and simulated.total.evaluate_downlink_bytes:
         notes.append(f"Evaluation is sent the exact model, dense: {evaluated} of what went down.")
+    for (kind, outcome), count in Counter((f.kind, f.outcome) for f in simulated.faults).items():
+        often = f"{count} times" if count > 1 else "once"
+        notes.append(f"{kind.replace('_', ' ')}, {outcome.replace('_', ' ')}: {often}; see --json.")
     if not simulated.dense_known:
         notes.append("The app compresses by itself; what it would send dense is not known.")
     return notes
@@ -189,6 +193,7 @@ def _as_json(app: FlowerApp, options: SimulateOptions, simulated: Simulated) -> 
         **asdict(options),
         "rounds": [figures(record) for record in simulated.rounds],
         "total": total,
+        "faults": [fault._asdict() for fault in simulated.faults],
     }
     return json.dumps(values, indent=2) + "\n"
 

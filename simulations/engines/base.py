@@ -6,7 +6,6 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from flwr.app import Message, RecordDict, UserConfig
 from flwr.serverapp import Grid
@@ -253,10 +252,10 @@ class SimulatedGrid(Grid, Closing):
         """Return the states that changed since the last call, serialised, by node id."""
         return {node_id: self._read_state(node_id) for node_id in self._take_changed()}
 
-    def changed_states(self) -> Mapping[int, bytes | Path]:
-        """Return what `client_states` does, or files that hold it until the next call of a client.
+    def changed_states(self) -> Mapping[int, bytes]:
+        """Return what `client_states` does, to be read before the next call of a client.
 
-        It is for a checkpoint: what lies in files need not pass through here.
+        It is for a checkpoint: not all of it need be in memory at once.
         """
         return self.client_states()
 

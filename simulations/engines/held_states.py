@@ -16,7 +16,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from simulations.engines.state_files import MEMORY, delete_unheld, has_room, read_file, write_file
+from simulations.engines.state_files import MEMORY, delete_unheld, has_room
+from simulations.engines.whole_files import read_file, write_file
 
 PREFIX = "fedcompress-held-"
 

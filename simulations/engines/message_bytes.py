@@ -15,8 +15,9 @@ from functools import lru_cache
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 
+from fedcompress.block import BlockLayout
 from fedcompress.dense import STYPE as DENSE_STYPE
-from fedcompress.dense import BlockLayout, record_bytes, whole_block
+from fedcompress.dense import record_bytes, whole_block
 from fedcompress.flower_adapter import message_of
 from simulations.engines.flower_internals import MAX_CHUNK_BYTES
 

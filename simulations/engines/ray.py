@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from flwr.app import Message, UserConfig
@@ -32,7 +31,7 @@ from simulations.engines.schedule import (
 )
 from simulations.engines.shared_model import SharedModel
 from simulations.engines.spans import ClientSpan
-from simulations.engines.state_files import StateFiles
+from simulations.engines.state_files import StateFiles, UnreadStates
 from simulations.engines.summing import RoundSums
 
 
@@ -207,8 +206,9 @@ class RayGrid(SimulatedGrid):
 
     def _accept(self, answer: Answer, node_id: int) -> None:
         """Commit what a call changed."""
-        if isinstance(answer.state, str):
-            self._states.commit(node_id, answer.state)
+        if isinstance(answer.state, list):
+            path, *shared = answer.state
+            self._states.commit(node_id, path, shared)
         elif answer.state is not None:
             if answer.lacked_room:
                 reason = "a worker found no room for a client's state"
@@ -233,10 +233,9 @@ class RayGrid(SimulatedGrid):
         self._tell_fault(Fault("memory_full", "on_disk", reason, clients=0))
 
     # ------------------------------------------------------------------ states
-    def changed_states(self) -> Mapping[int, bytes | Path]:
-        """Return the files of the states that changed since the last call, by node id."""
-        files = ((node_id, self._states.path(node_id)) for node_id in self._take_changed())
-        return {node_id: b"" if path is None else Path(path) for node_id, path in files}
+    def changed_states(self) -> Mapping[int, bytes]:
+        """Return the states that changed since the last call, each read when it is asked for."""
+        return UnreadStates(self._states, self._take_changed())
 
     def _read_state(self, node_id: int) -> bytes:
         return self._states.read(node_id)

@@ -43,7 +43,8 @@ def _tell_nobody(_: Fault) -> None:
 class Answer(NamedTuple):
     """What came of one client's call.
 
-    `state` is the file or the bytes of its new state, None where it stays as it was, and `kept_as`
+    `state` is the file of its new state and the names of those beside it that it refers to, or its
+    bytes, None where it stays as it was, and `kept_as`
     the number of the copy that the worker's machine keeps; `lacked_room` where the worker could not
     write its file. `began` is in the seconds of the driver's `time.monotonic`; `seconds` is how
     long the worker was busy with the client, `compute_seconds` how long the app was.
@@ -53,7 +54,7 @@ class Answer(NamedTuple):
     reply: Message
     compute_seconds: float | None = None
     failure: str | None = None
-    state: str | bytes | None = None
+    state: list[str] | bytes | None = None
     kept_as: int | None = None
     lacked_room: bool = False
     worker: int = -1

@@ -11,14 +11,16 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, final
 
 from fedcompress.errors import ConfigError
+from simulations.engines.packed_state import StateFolder
+from simulations.engines.whole_files import write_file
 
-_PIECES_AT_ONCE = 1000  # systems take 1024
 PREFIX = "fedcompress-states-"
 MEMORY = Path("/dev/shm")
 # Ray's object store lies in the same memory: stop well before it is full.
@@ -46,11 +48,18 @@ class StateFiles:
         self._memory, self._memory_lock = self._disk, self._disk_lock
         if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and has_room(MEMORY):
             self._memory, self._memory_lock = own_folder(MEMORY, PREFIX)
+        self._folders = str(self._memory), str(self._disk)  # a Path of each takes thrice as long
         self._limit = _size_of(MEMORY) // 4 if state_bytes is None else state_bytes
         self._files: dict[int, int] = {}  # number of each client's file; odd ones lie on the disk
         self._spare: tuple[list[int], list[int]] = ([], [])  # in memory, on the disk
         self._given: set[int] = set()
         self._replaced: list[int] = []
+        self._packed = StateFolder()
+        # What many states hold alike lies in files beside theirs: the names of each state's, and
+        # how many states hold each file.
+        self._shared: dict[int, tuple[str, ...]] = {}
+        self._holders: Counter[str] = Counter()
+        self._sizes: dict[int, int] = {}  # of files with a state
         self._count = 0
         self._largest = 0
         self.memory_bytes = 0
@@ -76,7 +85,7 @@ class StateFiles:
         in_memory = self.memory_bytes + reserved < self._limit and has_room(self._memory)
         if self._spare[0]:
             number = self._spare[0].pop()
-            self.memory_bytes -= self._bytes(number)
+            self.memory_bytes -= self._sizes[number]
         elif self._spare[1] and not in_memory:
             number = self._spare[1].pop()
         else:
@@ -85,11 +94,17 @@ class StateFiles:
         self._given.add(number)
         return self._path(number)
 
-    def commit(self, node_id: int, path: str) -> None:
-        """Make a written file the client's state; the one before stays until the round ends."""
+    def commit(self, node_id: int, path: str, shared: Sequence[str] = ()) -> None:
+        """Make a written file the client's state; the one before stays until the round ends.
+
+        `shared` names the files beside it that it refers to; each goes with the last of its states.
+        """
         number = int(path.rpartition("/")[2])
+        if shared:
+            self._shared[number] = tuple(shared)
+            self._hold(number, shared)
         self._given.discard(number)
-        size = self._bytes(number)
+        self._sizes[number] = size = _bytes_of(path)
         self._largest = max(self._largest, size)
         self.memory_bytes += 0 if number % 2 else size
         before = self._files.get(node_id)
@@ -104,17 +119,19 @@ class StateFiles:
         for a worker that was killed may not have noticed yet.
         """
         for number in self._given:
+            self._sizes.pop(number, None)
             with suppress(FileNotFoundError):
-                os.unlink(self._path(number))  # noqa: PTH108 - a Path of each takes thrice as long
+                os.unlink(self._path(number))  # noqa: PTH108 - see _folders
         self._given.clear()
         for number in self._replaced:
             self._spare[number % 2].append(number)
+            self._let_go(number)
         self._replaced.clear()
 
     def read(self, node_id: int) -> bytes:
-        """Return a client's state; empty if the client has none."""
+        """Return a client's state as Flower's protobuf message; empty if the client has none."""
         path = self.path(node_id)
-        return b"" if path is None else read_file(path)
+        return b"" if path is None else self._packed.read_bytes(path)
 
     def write(self, node_id: int, state: bytes) -> None:
         """Store and commit a state that arrived as bytes."""
@@ -137,7 +154,10 @@ class StateFiles:
         self.end_round()
         for number in (*self._files.values(), *self._spare[0], *self._spare[1]):
             Path(self._path(number)).unlink(missing_ok=True)
+        for number in list(self._shared):
+            self._let_go(number)
         self._files.clear()
+        self._sizes.clear()
         self._spare = ([], [])
         self._largest = self.memory_bytes = 0
 
@@ -149,51 +169,55 @@ class StateFiles:
             shutil.rmtree(folder, ignore_errors=True)
             lock.close()
 
+    def _hold(self, number: int, shared: Sequence[str]) -> None:
+        for name in shared:
+            path = self._beside(number, name)
+            if path not in self._holders and number % 2 == 0:
+                self.memory_bytes += _bytes_of(path)
+            self._holders[path] += 1
+
+    def _let_go(self, number: int) -> None:
+        for name in self._shared.pop(number, ()):
+            path = self._beside(number, name)
+            self._holders[path] -= 1
+            if not self._holders[path]:
+                del self._holders[path]
+                self.memory_bytes -= 0 if number % 2 else _bytes_of(path)
+                Path(path).unlink()
+
     def _path(self, number: int) -> str:
-        return f"{self._disk if number % 2 else self._memory}/{number}"
+        return self._beside(number, str(number))
 
-    def _bytes(self, number: int) -> int:
-        return Path(self._path(number)).stat().st_size
-
-
-def write_file(path: str, data: bytes | Sequence[bytes]) -> None:
-    """Write a whole file, over the pages of what stood there: a new file takes twice as long.
-
-    What comes in pieces is not joined first.
-    """
-    pieces = [data] if isinstance(data, bytes) else data
-    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        for first in range(0, len(pieces), _PIECES_AT_ONCE):
-            _write_pieces(file, pieces[first : first + _PIECES_AT_ONCE])
-        os.ftruncate(file, sum(map(len, pieces)))
-    finally:
-        os.close(file)
+    def _beside(self, number: int, name: str) -> str:
+        return f"{self._folders[number % 2]}/{name}"
 
 
-def _write_pieces(file: int, pieces: Sequence[bytes]) -> None:
-    views = [memoryview(piece) for piece in pieces if piece]
-    while views:
-        written = os.writev(file, views)
-        while views and written >= len(views[0]):
-            written -= len(views.pop(0))
-        if views:
-            views[0] = views[0][written:]
+@final
+class UnreadStates(Mapping[int, bytes]):
+    """Some clients' states by node id, each read when it is asked for."""
 
+    def __init__(self, files: StateFiles, node_ids: Sequence[int]) -> None:
+        self._files = files
+        self._node_ids = node_ids
 
-def read_file(path: str) -> bytes:
-    """Read a whole file at once."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(file, os.fstat(file).st_size)
-    finally:
-        os.close(file)
+    def __getitem__(self, node_id: int) -> bytes:
+        return self._files.read(node_id)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._node_ids)
+
+    def __len__(self) -> int:
+        return len(self._node_ids)
 
 
 def has_room(folder: Path) -> bool:
     """Whether the file system of a folder is far from full."""
     space = os.statvfs(folder)
     return space.f_bavail > KEEP_FREE * space.f_blocks
+
+
+def _bytes_of(path: str) -> int:
+    return os.stat(path).st_size  # noqa: PTH116 - a Path takes thrice as long
 
 
 def _size_of(folder: Path) -> int:

@@ -26,11 +26,11 @@ from simulations.engines.client_call import (
     load_app,
 )
 from simulations.engines.facts import check_facts
-from simulations.engines.flower_internals import records_from_bytes, records_to_buffers
+from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
 from simulations.engines.held_states import KeptStates
+from simulations.engines.packed_state import StateFolder
 from simulations.engines.packing import Json, Packer, Unpacker, pack_metadata, unpack_metadata
 from simulations.engines.shared_model import SharedModel, read_arrays
-from simulations.engines.state_files import read_file, write_file
 from simulations.engines.summing import RangeSums, to_buffers
 
 # Answers of quick clients go back together: a frame costs both sides some 50 microseconds.
@@ -74,6 +74,7 @@ class ClientWorker:
         self._channel = channel
         self._app = app
         self._stored = SharedModel()
+        self._states = StateFolder()
         self._kept: KeptStates | None = None
         self._waiting: deque[Frame] = deque()
         self._round: Unpacker | None = None
@@ -132,7 +133,8 @@ class ClientWorker:
         assert self._round is not None
         unpacker = Unpacker(frame.parts).shared_with(self._round)
         tell, is_timed, sums, tasks = unpacker.value
-        answers = _Answers(self._channel, self._sums if sums else None, is_timed, self._kept)
+        summed = self._sums if sums else None
+        answers = _Answers(self._channel, self._states, summed, is_timed, self._kept)
         begun: list[float] = []
 
         def calls() -> Iterator[ClientCall]:
@@ -156,7 +158,7 @@ class ClientWorker:
         if state is None:
             return RecordDict()
         if isinstance(state, str):
-            return records_from_bytes(read_file(state))
+            return self._states.read(state)
         if isinstance(state, int):
             return records_from_bytes(bytes(unpacker.part(state)))
         kept = None if self._kept is None else self._kept.read(state[0])
@@ -177,6 +179,8 @@ class _Answers:
     ----------
     channel : Channel
         The connection to the driver.
+    states : StateFolder
+        Writes states to files of the driver's machine.
     sums : RangeSums, optional
         Where updates are summed, if they are; then the range is one of whole blocks.
     is_timed : bool
@@ -188,10 +192,12 @@ class _Answers:
     def __init__(
         self,
         channel: Channel,
+        states: StateFolder,
         sums: RangeSums | None,
         is_timed: bool,
         kept: KeptStates | None = None,
     ) -> None:
+        self._states = states
         self._kept = kept
         self._channel = channel
         self._sums = sums
@@ -225,17 +231,14 @@ class _Answers:
         if self._is_due:
             self.flush()
 
-    def _save(self, state: RecordDict, save_as: str | int | None) -> str | int:
+    def _save(self, state: RecordDict, save_as: str | int | None) -> Json:
         """Write a state to its file, or keep it here and send it."""
-        pieces = records_to_buffers(state)
         if isinstance(save_as, str):
             try:
-                write_file(save_as, pieces)
+                return [save_as, *self._states.write(save_as, state)]
             except OSError:  # no room there: the driver finds some
                 Path(save_as).unlink(missing_ok=True)
-            else:
-                return save_as
-        data = b"".join(pieces)
+        data = records_to_bytes(state)
         if isinstance(save_as, int) and self._kept is not None:
             self._kept.keep(save_as, data)
         return self._packer.part(data)

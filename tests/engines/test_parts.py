@@ -37,7 +37,8 @@ from simulations.engines.packing import (
 )
 from simulations.engines.schedule import FIRST_SHARE, CostModel, RangeQueue
 from simulations.engines.shared_model import SharedModel, read_arrays
-from simulations.engines.state_files import StateFiles, write_file
+from simulations.engines.state_files import StateFiles
+from simulations.engines.whole_files import write_file
 
 
 @given(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord
 
 from fedcompress import parse, protocol, rng_for
 from fedcompress.compressor import Compressor
 from fedcompress.dense import share_record
-from fedcompress.references import _Known, known_reference
+from fedcompress.references import _Known, arrays_of, known_reference
 
 DOWNLINK = "top_k(0.1) | quantize(4)"
 
@@ -58,13 +57,13 @@ def test_another_start_or_payload_gives_its_own_end() -> None:
 
 
 def test_memory_is_bounded_and_what_was_used_last_stays() -> None:
-    size = 2 * sum(len(a.data) for a in protocol.tensors_to_record(model(1)).values())
+    models = [arrays_of(protocol.tensors_to_record(model(i))) for i in range(6)]
+    size = sum(x.numel() * x.element_size() for x in models[0].values())
     known = _Known(3 * size)
-    records: list[ArrayRecord] = [protocol.tensors_to_record(model(i)) for i in range(6)]
-    first = [known.find(i, record) for i, record in enumerate(records)]
-    assert known.find(5, records[5]) is first[5]
-    assert known.find(3, records[3]) is first[3]
-    assert known.find(0, records[0]) is not first[0]
+    first = [known.find(i, arrays) for i, arrays in enumerate(models)]
+    assert known.find(5, models[5]) is first[5]
+    assert known.find(3, models[3]) is first[3]
+    assert known.find(0, models[0]) is not first[0]
     tight = _Known(0)
-    pair = [tight.find(i, records[i]) for i in range(2)]
-    assert [tight.find(i, records[i]) for i in range(2)] == pair
+    pair = [tight.find(i, models[i]) for i in range(2)]
+    assert [tight.find(i, models[i]) for i in range(2)] == pair

@@ -515,6 +515,9 @@ def test_faulty_clients_are_errors_to_the_strategy(
     assert figures["total"]["failed"] == 3
     assert "Failed" in said
     assert "no data here" in caplog.text
+    assert [fault["kind"] for fault in figures["faults"]] == ["client_raised"] * 3
+    assert all("no data here" in fault["reason"] for fault in figures["faults"])
+    assert "client raised, left out: 3 times" in said
     assert distance(model) < 0.2
 
 

@@ -1,0 +1,173 @@
+"""Named arrays of one dtype that lie one behind another in one flat array: a block.
+
+The arrays of a small model take longer to be walked than to be read, so what is done to all of
+them (a difference, a residual to be added, a copy into a client's state) is done to the block.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from io import BytesIO
+from itertools import accumulate
+from typing import final
+from weakref import ref
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+_FIRST = 64
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class BlockLayout:
+    """How arrays of one dtype lie in one block, one after another.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        Of all of them.
+    names : list of str
+        The arrays.
+    described : list of (name, shape, dtype)
+        What they are.
+    heads : list of bytes
+        The header of each, with which its bytes begin where Flower carries them.
+    stops : list of int
+        Where each ends in the block, which is where the next begins.
+    data_bytes : int
+        Of all arrays together, headers included.
+    """
+
+    dtype: np.dtype
+    names: list[str]
+    described: list[tuple[str, tuple[int, ...], str]]
+    heads: list[bytes]
+    stops: list[int]
+    data_bytes: int
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each array."""
+        return tuple(shape for _, shape, _ in self.described)
+
+    def equals(self, other: "BlockLayout") -> bool:
+        """Whether the same arrays lie in the same places."""
+        return self is other or self.described == other.described
+
+
+@lru_cache(maxsize=64)
+def block_layout(
+    dtype: np.dtype, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
+) -> BlockLayout:
+    """Lay arrays of these shapes one behind another."""
+    heads = [npy_head(dtype, shape) for shape in shapes]
+    stops = list(accumulate(math.prod(shape) for shape in shapes))
+    return BlockLayout(
+        dtype,
+        list(names),
+        [(name, shape, kind) for name, shape, (kind, _) in zip(names, shapes, heads, strict=True)],
+        [head for _, head in heads],
+        stops,
+        sum(len(head) for _, head in heads) + stops[-1] * dtype.itemsize,
+    )
+
+
+@lru_cache(maxsize=64)
+def renamed(layout: BlockLayout, prefix: str) -> BlockLayout:
+    """Give the layout of the same arrays under names that begin with ``prefix``."""
+    names = tuple(prefix + name for name in layout.names)
+    return block_layout(layout.dtype, names, layout.shapes)
+
+
+@lru_cache(maxsize=1024)
+def npy_head(dtype: np.dtype, shape: tuple[int, ...]) -> tuple[str, bytes]:
+    """Give the name of a dtype and the header of a contiguous array, as Flower writes both."""
+    like = np.broadcast_to(np.zeros((), dtype), shape)
+    buffer = BytesIO()
+    header = npy.header_data_from_array_1_0(like)
+    header["fortran_order"] = False
+    npy.write_array_header_1_0(buffer, header)
+    return str(dtype), buffer.getvalue()
+
+
+@final
+class Block(Mapping[str, Tensor]):
+    """Named arrays, each a view of one flat array; nothing of it may be changed.
+
+    Parameters
+    ----------
+    layout : BlockLayout
+        What lies where.
+    flat : numpy.ndarray
+        The arrays one behind another.
+    """
+
+    __slots__ = ("_views", "flat", "layout")
+
+    def __init__(self, layout: BlockLayout, flat: np.ndarray) -> None:
+        self.layout = layout
+        self.flat = flat
+        self._views: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Give one array."""
+        if not self._views:
+            # torch warns of memory that it must not write to.
+            flat = self.flat if self.flat.flags.writeable else self.flat.copy()
+            whole, start = torch.from_numpy(flat), 0
+            for (key, shape, _), stop in zip(self.layout.described, self.layout.stops, strict=True):
+                self._views[key] = whole[start:stop].view(shape)
+                start = stop
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Walk the names."""
+        return iter(self.layout.names)
+
+    def __len__(self) -> int:
+        """Count the arrays."""
+        return len(self.layout.names)
+
+
+def as_block(arrays: Mapping[str, Tensor]) -> Block | None:
+    """Copy arrays into a block; None where they are not all float32, on the CPU and not empty."""
+    if isinstance(arrays, Block):
+        return arrays
+    if not arrays or not all(_fits(x) for x in arrays.values()):
+        return None
+    shapes = tuple(tuple(x.shape) for x in arrays.values())
+    layout = block_layout(np.dtype(np.float32), tuple(arrays), shapes)
+    flat = np.concatenate([x.detach().numpy().reshape(-1) for x in arrays.values()])
+    return Block(layout, flat)
+
+
+def _fits(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
+
+
+def is_same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two contiguous arrays of one dtype hold the same bytes."""
+    if a is b:
+        return True
+    mine, others = a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)
+    # Arrays that differ mostly do so from the start.
+    return mine[:_FIRST].tobytes() == others[:_FIRST].tobytes() and np.array_equal(mine, others)
+
+
+# By the object: arrays do not hash. A number is free again when its array is gone.
+_SHARED: dict[int, ref[np.ndarray]] = {}
+
+
+def share(flat: np.ndarray) -> None:
+    """Note that many clients of this process hold a block, so that it is kept once for all."""
+    key = id(flat)
+    _SHARED[key] = ref(flat, lambda _: _SHARED.pop(key, None))
+
+
+def is_shared(flat: np.ndarray) -> bool:
+    """Whether `share` was told of a block."""
+    return id(flat) in _SHARED
