@@ -3,11 +3,13 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import safetensors.numpy
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
+from torch import nn
 
 from fedcompress.errors import FedcompressError
 from simulations.cell import Cell
@@ -178,6 +180,9 @@ class _CellRun:
         self._folder.write_model(
             "model.safetensors", safetensors.numpy.save(dict(model_arrays(model)))
         )
+        by_part = [
+            r["accuracy_by_part"] for r in rows if r["round"] > 0 and "accuracy_by_part" in r
+        ]
         tested = [r["accuracy"] for r in rows if r["round"] > 0 and r["accuracy"] is not None]
         result = {
             "label": cell.label,
@@ -186,6 +191,10 @@ class _CellRun:
             "rounds": cell.rounds,
             "final_accuracy": _mean(tested[-LAST_ROUNDS:]),
             "best_accuracy": max(tested, default=None),
+            "final_accuracy_by_part": {
+                name: _mean([each[name] for each in by_part[-LAST_ROUNDS:]])
+                for name in (by_part[-1] if by_part else {})
+            },
             "training_path": self._exchange.path(),
             "parameters": sum(p.numel() for p in model.parameters()),
             "exchange": cell.strategy.exchange_name,
@@ -223,8 +232,12 @@ class _CellRun:
         return self._test(arrays) if due else None
 
     def _test(self, arrays: ArrayRecord) -> Evaluation:
-        data, model = self._materials.data, self._exchange.model_of(arrays)
-        return evaluate(model, data.test_x, data.test_y, data, device=self._cell.device)
+        def tested(model: nn.Module) -> Evaluation:
+            return evaluate(model, data.test_x, data.test_y, data, device=self._cell.device)
+
+        data = self._materials.data
+        parts = {n: tested(m).accuracy for n, m in self._exchange.parts_of(arrays).items()}
+        return replace(tested(self._exchange.model_of(arrays)), parts=parts)
 
 
 def _listen_to_nothing(_: Event) -> None:

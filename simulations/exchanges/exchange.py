@@ -112,6 +112,10 @@ class Exchange(ABC):
     def model_of(self, arrays: ArrayRecord) -> nn.Module:
         """Give the model that is tested, saved and exported; the next call may change it."""
 
+    def parts_of(self, arrays: ArrayRecord) -> Mapping[str, nn.Module]:
+        """Give the models that are tested beside it, by name."""
+        return {}
+
     @abstractmethod
     def train(self, told: Told, context: Context) -> Trained:
         """Do a client's work of a round."""

@@ -22,7 +22,7 @@ from simulations.materials import Materials
 from simulations.model_record import load_record, model_record
 from simulations.model_settings import ModelSettings, read_models
 from simulations.models import estimate_statistics
-from simulations.training import TrainingPath, choose_path, evaluate, train_locally
+from simulations.training import TrainingPath, choose_path, train_locally
 from strategies import Groups, GroupsDistilled
 from strategies.groups import SEPARATOR, join_groups
 
@@ -34,8 +34,8 @@ _NOT_HERE = ("enabled", "memory", "one_at_a_time")
 class ModelGroups(Exchange):
     """Each group averages its own model; with `distill` they learn from each other.
 
-    What is tested is the ensemble of the groups' models, by the mean of their probabilities; how
-    each does alone stands in ``result.json``.
+    What is tested is the ensemble of the groups' models, by the mean of their probabilities, and
+    each of them by itself.
     """
 
     distils_itself: ClassVar[bool] = True
@@ -96,17 +96,18 @@ class ModelGroups(Exchange):
             **self._distillation(),
         )
 
+    def parts_of(self, arrays: ArrayRecord) -> dict[str, nn.Module]:
+        return self._loaded(arrays)
+
     def facts(self, arrays: ArrayRecord) -> dict[str, Any]:
-        """Give the size and the accuracy of each group's model, and how many clients it has."""
-        data = self.materials.data
-        groups = {}
-        for name, model in self._loaded(arrays).items():
-            tested = evaluate(model, data.test_x, data.test_y, data, device=self.cell.device)
-            groups[name] = {
+        """Give the size of each group's model, and how many clients it has."""
+        groups = {
+            name: {
                 "clients": self._assigned.count(name),
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "accuracy": tested.accuracy,
             }
+            for name, model in self._models().items()
+        }
         return {"groups": groups}
 
     def dense_bytes(self) -> int:

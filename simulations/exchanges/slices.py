@@ -23,7 +23,7 @@ from simulations.materials import Materials
 from simulations.model_record import load_record, model_record
 from simulations.models import estimate_statistics
 from simulations.strategy_settings import WidthsSettings
-from simulations.training import TrainingPath, evaluate, train_locally
+from simulations.training import TrainingPath, train_locally
 from simulations.training.ordered_dropout import train_with_ordered_dropout
 from strategies import Slices
 
@@ -92,23 +92,24 @@ class SlicedModel(Exchange):
             result = train_locally(model, data, rows, options, rng, device, self.path())
         return Trained(model_record(model), result)
 
-    def facts(self, arrays: ArrayRecord) -> dict[str, Any]:
-        """Give the size and the accuracy of each level's slice of the global model."""
+    def parts_of(self, arrays: ArrayRecord) -> dict[str, nn.Module]:
+        """Give each level's slice of the global model, where there are several."""
+        if len(self._levels) == 1:
+            return {}
         whole = self.new_model()
         load_record(whole, arrays)
-        data = self.materials.data
-        levels = {}
-        for name in self._levels:
-            model = deepcopy(self._models[name])
-            model.load_state_dict(take(whole.state_dict(), self._layouts[name]))
+        parts = {}
+        for name, layout in self._layouts.items():
+            parts[name] = deepcopy(self._models[name])
+            parts[name].load_state_dict(take(whole.state_dict(), layout))
             if self._is_static:
-                estimate_statistics(model, self._proxy_inputs)
-            tested = evaluate(model, data.test_x, data.test_y, data, device=self.cell.device)
-            levels[name] = {
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "accuracy": tested.accuracy,
-            }
-        return {"levels": levels}
+                estimate_statistics(parts[name], self._proxy_inputs)
+        return parts
+
+    def facts(self, arrays: ArrayRecord) -> dict[str, Any]:
+        """Give the size of each level's slice."""
+        sizes = {n: sum(p.numel() for p in model.parameters()) for n, model in self._models.items()}
+        return {"levels": {name: {"parameters": size} for name, size in sizes.items()}}
 
     def path(self) -> TrainingPath:
         # The compiled programs know neither masked losses nor what is put between layers.

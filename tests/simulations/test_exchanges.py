@@ -110,7 +110,8 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], list[Any], dict[str, np
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     kept = [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in rows]
     (path,) = folder.glob("cells/*/rounds.jsonl")
-    tested = [json.loads(line)["accuracy"] for line in path.read_text().splitlines()]
+    rounds = [json.loads(line) for line in path.read_text().splitlines()]
+    tested = [(row["accuracy"], row.get("accuracy_by_part")) for row in rounds]
     (model,) = folder.glob("cells/*/model.safetensors")
     return kept, tested, safetensors.numpy.load(model.read_bytes())
 
@@ -156,6 +157,31 @@ def test_every_client_answers_and_the_model_is_that_of_the_cell(
     assert result["exchange"] == one.strategy.exchange_name
     assert result["proxy"]["kind"] == "held_out"
     assert result["proxy"]["rows"] == 60
+
+
+PARTS = {
+    "slices": {"1", "0.5", "0.25"},
+    "slices, drawn and compressed": {"1", "0.5"},
+    "groups": {"mlp-1", "mlp-2"},
+    "groups, distilled and compressed": {"mlp", "resnet"},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_slices_and_groups_are_tested_by_themselves_too(local: dict[str, Path], name: str) -> None:
+    tested = outcome(local[name])[1]
+    assert all(parts is not None and parts.keys() == PARTS[name] for _, parts in tested)
+    (path,) = local[name].glob("cells/*/result.json")
+    result = json.loads(path.read_text())
+    for part, accuracy in result["final_accuracy_by_part"].items():
+        assert accuracy == pytest.approx(np.mean([parts[part] for _, parts in tested[1:]]))
+    described = result["levels" if name.startswith("slices") else "groups"]
+    assert described.keys() == result["final_accuracy_by_part"].keys() == PARTS[name]
+    if name.startswith("groups"):
+        assert [group["clients"] for group in described.values()] == [3, 3]
+    else:  # the widest is the model
+        assert max(level["parameters"] for level in described.values()) == result["parameters"]
+        assert all(parts["1"] == accuracy for accuracy, parts in tested)
 
 
 @pytest.mark.ray
