@@ -178,6 +178,11 @@ class ModelGroups(Exchange):
                 f"{key}.group_shares: there are {len(self._settings)} groups, got {len(shares)} "
                 "shares; give one for each"
             )
+        for name, settings in self._settings.items():
+            try:
+                trained_model(settings, self.materials, self.cell.seed)
+            except ConfigError as error:
+                raise ConfigError(f"{key}.groups: {name} does not fit: {error}") from error
         static = [n for n, one in self._settings.items() if one.norm_statistics == "static"]
         if static and self.cell.proxy.samples < 1:
             raise ConfigError(

@@ -147,9 +147,8 @@ def test_outputs_of_narrowed_layers_are_scaled_in_training_alone() -> None:
     tested = first(x)
     model.train()
     assert torch.allclose(first(x), tested * 4)
-    assert torch.equal(
-        last(first(x)[:, :4]), nn.functional.linear(first(x), last.weight, last.bias)
-    )
+    y = first(x)
+    assert torch.equal(last(y), nn.functional.linear(y, last.weight, last.bias))
     whole = exchange._models["1"].train()  # type: ignore[attr-defined]
     assert torch.equal(whole.layers[1](x), whole.eval().layers[1](x))
 
@@ -158,7 +157,7 @@ def test_the_global_model_is_as_wide_as_the_widest_level() -> None:
     one = cell(exchange="slices", widths={"levels": "0.5,0.25"})
     exchange = build_exchange(one, materials_of(one))
     shapes = {name: array.shape for name, array in exchange.start().items()}
-    assert shapes["layers.1.weight"] == [8, 64] or tuple(shapes["layers.1.weight"]) == (8, 64)
+    assert tuple(shapes["layers.1.weight"]) == (8, 64)
 
 
 @pytest.mark.parametrize(
