@@ -1,7 +1,7 @@
 """What the clients of a round start from: the global model, or what the strategy sends instead."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -35,10 +35,15 @@ class Start:
     reference: Mapping[str, Tensor]
     group: str = ""
     broadcast: Broadcast | None = None
+    _sent: dict[int, Sent] = field(default_factory=dict, init=False)  # by the compressor's id
 
     def sent(self, compressor: Compressor | None) -> Sent:
-        """Give what a node was sent that is to answer by this compressor."""
-        return Sent(compressor, self.reference, self.group)
+        """Give what a node was sent that is to answer by this compressor; alike nodes share it."""
+        known = self._sent.get(id(compressor))
+        if known is None:
+            known = Sent(compressor, self.reference, self.group)
+            self._sent[id(compressor)] = known
+        return known
 
 
 @final

@@ -12,6 +12,7 @@ from sliced import ROWS, Arrays, Sliced, arrays_of, initial, make_app, run
 
 from fedcompress import Compressed, rng_for
 from fedcompress.broadcasts import _MOST_GROUPS, Broadcasts
+from fedcompress.protocol import GROUP_KEY
 from fedcompress.spec import parse
 from simulations.engines import LocalGrid
 
@@ -191,3 +192,31 @@ def test_groups_that_come_and_go_are_forgotten() -> None:
     groups = broadcasts.state_dict()["groups"]
     assert len(groups) == _MOST_GROUPS  # type: ignore[arg-type]
     assert [bool(kept["held"]) for kept in groups.values()].count(True) == 1  # type: ignore[attr-defined]
+
+
+def test_a_group_may_change_its_layout() -> None:
+    """As a model does that is packed to fewer entries: whole arrays once, and new residuals."""
+
+    class Shrinking(Sliced):
+        def configure_train(self, server_round, arrays, config, grid):  # type: ignore[no-untyped-def]
+            messages = super().configure_train(server_round, arrays, config, grid)
+            for message in messages:
+                message.content["config"][GROUP_KEY] = "packed"  # type: ignore[index,call-overload]
+            return messages
+
+    def level_of(number: int, _: int) -> int:
+        return ROWS if number < 4 else 20
+
+    strategy = Compressed(
+        Shrinking(level_of), uplink="error_feedback(sign())", downlink="quantize(4)"
+    )
+    grid = LocalGrid(make_app, CLIENTS)
+    arrays = initial()
+    for number in range(1, 7):
+        arrays = run(strategy, grid, [number], arrays)
+        assert {client.status for client in strategy.last_round.clients} == {"ok"}
+        for traffic in strategy.last_round.downlink:
+            is_whole = traffic.payload_bytes == whole_bytes(level_of(number, 0))
+            assert is_whole == (number in (1, 4))
+    state = grid._states[1].array_records["fedcompress.state.packed"]
+    assert {array.shape for array in state.values()} == {(20, 25)}
