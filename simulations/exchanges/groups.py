@@ -61,10 +61,10 @@ class ModelGroups(Exchange):
 
     def model_of(self, arrays: ArrayRecord) -> nn.Module:
         models = self._loaded(arrays)
-        return next(iter(models.values())) if len(models) == 1 else Ensemble(models)
+        return next(iter(models.values())) if len(models) == 1 else JointModel(models)
 
     def new_model(self) -> nn.Module:
-        return Ensemble(self._models())
+        return JointModel(self._models())
 
     def train(self, told: Told, context: Context) -> Trained:
         model = kept_model(self._settings[told.group], self.materials)
@@ -196,7 +196,7 @@ class ModelGroups(Exchange):
 
 
 @final
-class Ensemble(nn.Module):
+class JointModel(nn.Module):
     """Several models of the same classes, which say the mean of their probabilities."""
 
     def __init__(self, models: dict[str, nn.Module]) -> None:
