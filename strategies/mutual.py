@@ -17,6 +17,7 @@ from fedcompress.distill import (
     check_choice,
     check_settings,
     distil,
+    predict_logits,
 )
 from fedcompress.errors import ConfigError, NotFiniteError
 from fedcompress.flower_adapter import tell_server_momentum, weight_key
@@ -283,11 +284,7 @@ class GroupsDistilled(Strategy):
 
 def _check_classes(models: Mapping[str, nn.Module], proxy: Tensor) -> None:
     """Refuse models that name different classes, by running each on two rows."""
-    sizes = {}
-    for group, model in models.items():
-        model.eval()
-        with torch.no_grad():
-            sizes[group] = int(model(proxy[:2]).shape[-1])
+    sizes = {group: predict_logits(x, proxy[:2]).shape[-1] for group, x in models.items()}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{group} {size}" for group, size in sizes.items())
         raise ConfigError(
