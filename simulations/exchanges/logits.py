@@ -41,6 +41,11 @@ class Logits(Exchange):
         super().__init__(cell, materials)
         self._settings = cell.strategy.logits or LogitsSettings()
         self._sharpened: Sharpened | None = None
+        if cell.model.norm_statistics == "static":
+            raise ConfigError(
+                f"strategies.{cell.label}: models stay where they are trained, and their "
+                'statistics with them; set model.norm_statistics = "running"'
+            )
 
     def start(self) -> ArrayRecord:
         shape = (len(self._inputs(1)), self.materials.data.num_classes)

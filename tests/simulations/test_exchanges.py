@@ -312,6 +312,7 @@ def test_what_would_not_be_read_is_refused(strategy: dict[str, Any], said: str) 
             {"strategy": {"method": "fedmd", "distill": True, "logits": {"rows": 9}}},
             "sends no models to learn from",
         ),
+        ({"model": {"name": "resnet", "norm_statistics": "static"}}, "models stay where they are"),
         (
             {"strategy": {}, "model": {"norm_statistics": "static"}},
             "MLP has no batch normalisation",
