@@ -1,6 +1,5 @@
 """Every client holds the first units of each layer: HeteroFL, and FjORD's ordered dropout."""
 
-from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, final
@@ -100,7 +99,8 @@ class SlicedModel(Exchange):
         load_record(whole, arrays)
         parts = {}
         for name, layout in self._layouts.items():
-            parts[name] = deepcopy(self._models[name])
+            # Built anew: scaled outputs would go into statistics that are estimated in training.
+            parts[name] = self._new(name)
             parts[name].load_state_dict(take(whole.state_dict(), layout))
             if self._is_static:
                 estimate_statistics(parts[name], self._proxy_inputs)
@@ -130,8 +130,7 @@ class SlicedModel(Exchange):
         """The model of each level as clients train it; its values are whatever was left in it."""
         models = {}
         for name, level in self._levels.items():
-            settings = self.cell.model.model_copy(update={"width": self.cell.model.width * level})
-            models[name] = trained_model(settings, self.materials, seed=0)
+            models[name] = self._new(name)
             if self._settings.scale:
                 _scale_outputs(models[name], self.new_model(), level)
         return models
@@ -140,6 +139,11 @@ class SlicedModel(Exchange):
     def _layouts(self) -> dict[str, SliceMap]:
         whole = self.new_model()
         return {name: slice_map(whole, model) for name, model in self._models.items()}
+
+    def _new(self, name: str) -> nn.Module:
+        width = self.cell.model.width * self._levels[name]
+        settings = self.cell.model.model_copy(update={"width": width})
+        return trained_model(settings, self.materials, seed=0)
 
     def _narrower(self, group: str) -> list[tuple[nn.Module, SliceMap]]:
         """Give the levels below one, and where in its slice they lie."""

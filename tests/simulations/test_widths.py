@@ -153,6 +153,19 @@ def test_outputs_of_narrowed_layers_are_scaled_in_training_alone() -> None:
     assert torch.equal(whole.layers[1](x), whole.eval().layers[1](x))
 
 
+def test_a_slice_is_tested_with_the_statistics_of_its_own_outputs() -> None:
+    static = {"name": "conv4", "width": 0.0625, "norm_statistics": "static"}
+    found = []
+    for scale in (True, False):
+        one = cell(
+            exchange="slices", widths={"levels": "1.0,0.5", "scale": scale}, more={"model": static}
+        )
+        exchange = build_exchange(one, materials_of(one))
+        parts = exchange.parts_of(exchange.start())
+        found.append(parts["0.5"].state_dict()["norms.0.running_mean"])
+    assert torch.equal(*found)
+
+
 def test_the_global_model_is_as_wide_as_the_widest_level() -> None:
     one = cell(exchange="slices", widths={"levels": "0.5,0.25"})
     exchange = build_exchange(one, materials_of(one))
