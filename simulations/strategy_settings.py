@@ -67,6 +67,7 @@ class DistillSettings(Section):
     combine: Literal["logits", "probabilities"] = "logits"
     anchor: Share = 0.0
     memory: Share = 0.0
+    align: Annotated[float, Field(ge=0, le=1)] = 0.0
     first: Count = 1
     hard_label_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
     one_at_a_time: bool = False

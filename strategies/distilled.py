@@ -15,6 +15,7 @@ from fedcompress.distill import (
     Combine,
     DistilResult,
     Ensemble,
+    aligned_logits,
     check_choice,
     check_settings,
     distil,
@@ -89,6 +90,10 @@ class Distilled(Strategy):
         Share of the ensembles of earlier rounds in this round's, in [0, 1): 0.5 halves what a
         round counts with each round that follows. Clients that were not asked in this round
         are heard by it. Needs proxy data that stay the same.
+    align : float
+        How far, from 0 to 1, the ensemble is kept from naming some classes more often than others
+        on the proxy data (see `fedcompress.distill.aligned_logits`). For proxy data of which all
+        classes are alike frequent: clients of a few classes each name these too often.
     first : int
         First round that is distilled; those before only average.
     hard_label_weight : float
@@ -111,7 +116,7 @@ class Distilled(Strategy):
     last_result : DistilResult or None
         What the distillation of the last round did; None where there was none.
     last_ensemble : Tensor or None
-        What the teachers said when they were last asked, shape ``(rows, ..., classes)``.
+        What a model was last to follow, or would have been, shape ``(rows, ..., classes)``.
 
     Raises
     ------
@@ -140,6 +145,7 @@ class Distilled(Strategy):
         combine: Combine = "logits",
         anchor: float = 0.0,
         memory: float = 0.0,
+        align: float = 0.0,
         first: int = 1,
         hard_label_weight: float = 0.0,
         one_at_a_time: bool = False,
@@ -158,6 +164,7 @@ class Distilled(Strategy):
             holdout_fraction=holdout_fraction,
             anchor=anchor,
             memory=memory,
+            align=align,
             first=first,
             hard_label_weight=hard_label_weight,
         )
@@ -180,6 +187,7 @@ class Distilled(Strategy):
         self.combine: Combine = combine
         self.anchor = anchor
         self.memory = memory
+        self.align = align
         self.first = first
         self.hard_label_weight = hard_label_weight
         self.one_at_a_time = one_at_a_time
@@ -189,6 +197,7 @@ class Distilled(Strategy):
         self.proxy = proxy if isinstance(proxy, ProxySource) else GivenProxy(proxy)
         self.last_result: DistilResult | None = None
         self.last_ensemble: Tensor | None = None
+        self._said: Tensor | None = None
         self._model = model()
         self._shapes = shapes_of(self._model)
         self._sent = ArrayRecord()
@@ -264,20 +273,24 @@ class Distilled(Strategy):
         logger.info("\t├──> Distilled settings:")
         logger.info("\t│\t├── proxy: %d rows, %s", self.proxy.rows, self.proxy.kind)
         logger.info("\t│\t├── weighting: %s of %s", self.weighting, self.combine)
-        logger.info("\t│\t├── anchor: %s | memory: %s", self.anchor, self.memory)
+        logger.info(
+            "\t│\t├── anchor: %s | memory: %s | align: %s", self.anchor, self.memory, self.align
+        )
         logger.info("\t│\t├── temperature: %s | steps: %d", self.temperature, self.steps)
         logger.info("\t│\t└── learning rate: %s", self.learning_rate)
         self.strategy.summary()
 
     def state_dict(self) -> dict[str, object]:
         """Give what a later run needs to go on from here (not of the inside)."""
-        kept = self.last_ensemble if self.memory > 0 or self.remember else None
-        return {} if kept is None else {"ensemble": kept.numpy()}
+        kept = {"said": self._said, "ensemble": self.last_ensemble if self.remember else None}
+        return {name: logits.numpy() for name, logits in kept.items() if logits is not None}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Take up what `state_dict` gave."""
-        kept = state.get("ensemble")
-        self.last_ensemble = torch.from_numpy(kept) if isinstance(kept, np.ndarray) else None
+        # Older states hold settings alone, and no arrays.
+        said, last = (state.get(name) for name in ("said", "ensemble"))
+        self._said = torch.from_numpy(said) if isinstance(said, np.ndarray) else None
+        self.last_ensemble = torch.from_numpy(last) if isinstance(last, np.ndarray) else None
 
     def _prepare(self, server_round: int) -> Lesson:
         if not self.proxy.is_fixed:
@@ -319,11 +332,13 @@ class Distilled(Strategy):
         if lesson.teachers == 0:
             logger.warning("round %d: no teacher; not distilled", server_round)
             return None
-        if self.last_ensemble is not None:
-            lesson.ensemble.add_share(self.last_ensemble, self.memory)
-        self.last_ensemble = lesson.ensemble.logits()
+        if self._said is not None:
+            lesson.ensemble.add_share(self._said, self.memory)
+        if self.memory > 0:
+            self._said = lesson.ensemble.logits()
         lesson.add_anchor(average, self.anchor)
-        return lesson.ensemble.logits()
+        self.last_ensemble = aligned_logits(lesson.ensemble.logits(), self.align)
+        return self.last_ensemble
 
     def _follow(self, server_round: int, inputs: Tensor, target: Tensor) -> DistilResult:
         return distil(

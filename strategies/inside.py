@@ -17,7 +17,8 @@ def check_inside(strategy: Strategy) -> None:
     Raises
     ------
     ConfigError
-        If it is no Strategy, or compression or tree boosting is somewhere inside.
+        If it is no Strategy, or compression, tree boosting or one that sends other arrays than
+        the global model is somewhere inside.
     """
     if not isinstance(strategy, Strategy):
         raise ConfigError(
@@ -39,6 +40,12 @@ def check_inside(strategy: Strategy) -> None:
         if isinstance(inner, FedXgbBagging | FedXgbCyclic):
             raise ConfigError(
                 f"Distilled: {name} combines trees, not a network's arrays; use FedAvg or another"
+            )
+        if getattr(inner, "sends_own_arrays", False):
+            raise ConfigError(
+                f"Distilled: {name} inside sends clients other arrays than the global model, so "
+                f"theirs cannot teach it; write {name}(Distilled(strategy, ...), ...), or leave "
+                "distillation out"
             )
         if name.startswith("DifferentialPrivacy"):
             logger.warning(

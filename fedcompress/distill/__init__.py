@@ -5,7 +5,13 @@ Pure functions on models and tensors; nothing here knows of Flower. Logits have 
 """
 
 from fedcompress.distill.augment import Augmentation, augmented
-from fedcompress.distill.combine import Combine, Ensemble, RowWeighting, average_logits
+from fedcompress.distill.combine import (
+    Combine,
+    Ensemble,
+    RowWeighting,
+    aligned_logits,
+    average_logits,
+)
 from fedcompress.distill.follow import DistilResult, distil
 from fedcompress.distill.logits import kl_divergence, predict_logits
 from fedcompress.distill.settings import check_choice, check_settings
@@ -17,6 +23,7 @@ __all__ = [
     "DistilResult",
     "Ensemble",
     "RowWeighting",
+    "aligned_logits",
     "augmented",
     "average_logits",
     "check_choice",

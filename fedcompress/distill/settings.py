@@ -5,6 +5,7 @@ from typing import TypeGuard
 from fedcompress.errors import ConfigError
 
 _WHOLE = ("steps", "batch_size", "patience", "check_every", "first")
+_UP_TO_ONE = ("hard_label_weight", "align")
 _BELOW_ONE = ("holdout_fraction", "anchor", "memory")
 
 
@@ -28,7 +29,7 @@ def check_settings(where: str, **settings: object) -> None:
             good, wanted = _is_whole(value) and value >= 1, "a whole number >= 1"
         elif name in _BELOW_ONE:
             good, wanted = _is_number(value) and 0 <= value < 1, "in [0, 1)"
-        elif name == "hard_label_weight":
+        elif name in _UP_TO_ONE:
             good, wanted = _is_number(value) and 0 <= value <= 1, "in [0, 1]"
         else:
             good, wanted = _is_number(value) and 0 < value < float("inf"), "a finite number > 0"

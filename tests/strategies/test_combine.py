@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedcompress.distill import Ensemble, average_logits
+from fedcompress.distill import Ensemble, aligned_logits, average_logits
 from fedcompress.errors import ConfigError, LayoutError
 
 COMBINE = ("logits", "probabilities")
@@ -88,6 +88,24 @@ def test_a_share_is_the_share_of_the_whole(share: float, seed: int) -> None:
     expected = (1 - share) * before + share * teachers[2]
     torch.testing.assert_close(ensemble.logits(), expected, atol=1e-4, rtol=1e-5)
     assert ensemble.weight == pytest.approx(5 / (1 - share))
+
+
+@given(seed=st.integers(0, 2**31))
+def test_alignment_undoes_a_bias_towards_some_classes(seed: int) -> None:
+    """Rows of all classes alike: what a bias adds to a class's logit is taken back."""
+    fair = 3 * torch.eye(5).repeat(40, 1) + some_logits(seed, 1, scale=0.3)[0, :5].repeat(40, 1)
+    bias = torch.from_numpy(np.random.default_rng(seed).normal(size=5)).float()
+
+    def away(logits: Tensor) -> float:
+        return float((logits.softmax(-1).mean(0) - 0.2).abs().max())
+
+    assert torch.equal(aligned_logits(fair + bias, 0.0), fair + bias)
+    assert away(aligned_logits(fair + bias)) <= away(fair + bias) + 1e-6
+    # a class that nobody knows is not made up
+    unknown = fair.clone()
+    unknown[:, 0] = -200
+    assert aligned_logits(unknown).argmax(-1).ne(0).all()
+    assert torch.isfinite(aligned_logits(unknown)).all()
 
 
 def test_ensembles_that_cannot_be() -> None:

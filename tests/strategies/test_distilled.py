@@ -272,6 +272,14 @@ def test_the_wrong_order_is_refused(toys, digits):
     Compressed(Distilled(FedAvg(), **settings), uplink="raw()")
 
 
+def test_models_of_another_layout_cannot_teach(toys, digits):
+    class Packing(FedAvg):
+        sends_own_arrays = True
+
+    with pytest.raises(ConfigError, match=r"Packing inside sends .* write Packing\(Distilled\("):
+        Distilled(Packing(), model=toys.mlp, proxy=digits["proxy"])
+
+
 def test_a_privacy_guarantee_that_would_not_hold_is_warned_of(toys, digits, caplog):
     private = DifferentialPrivacyServerSideFixedClipping(FedAvg(), 1.0, 1.0, 2)
     with caplog.at_level(logging.WARNING):
@@ -299,6 +307,7 @@ def test_a_privacy_guarantee_that_would_not_hold_is_warned_of(toys, digits, capl
         ({"combine": "mean"}, "combine must be 'logits' or 'probabilities', got 'mean'"),
         ({"anchor": 1}, r"anchor must be in \[0, 1\), got 1"),
         ({"memory": -0.5}, r"memory must be in \[0, 1\), got -0.5"),
+        ({"align": 1.5}, r"align must be in \[0, 1\], got 1.5"),
         ({"first": 0}, "first must be a whole number >= 1, got 0"),
         ({"hard_label_weight": 2}, r"hard_label_weight must be in \[0, 1\], got 2"),
         ({"strategy": Krum(), "one_at_a_time": True}, "one_at_a_time .* got Krum"),
