@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import safetensors.numpy
@@ -26,7 +27,7 @@ from simulations.events import (
 )
 from simulations.exchanges.exchange import build_exchange
 from simulations.materials import materials_of
-from simulations.model_record import array_record, model_record, record_arrays
+from simulations.model_record import array_record, record_arrays
 from simulations.models import model_arrays
 from simulations.rounds import run_rounds
 from simulations.rows import before_training_row, client_rows, round_row, timeline_of
@@ -128,7 +129,7 @@ class _CellRun:
         self, arrays: ArrayRecord, rounds_done: int, checkpoint_seconds: float
     ) -> ArrayRecord:
         """Run the rounds that are left, recording and saving; return the last model."""
-        cell, dense_bytes = self._cell, _dense_bytes(self._exchange.new_model())
+        cell, dense_bytes = self._cell, self._exchange.dense_bytes()
         saved_at = time.perf_counter()
         if self.simulated is not None:
             self.simulated.on_reply = ClientsWatch(cell, self._tell)
@@ -179,6 +180,9 @@ class _CellRun:
         self._folder.write_model(
             "model.safetensors", safetensors.numpy.save(dict(model_arrays(model)))
         )
+        by_part = [
+            r["accuracy_by_part"] for r in rows if r["round"] > 0 and "accuracy_by_part" in r
+        ]
         tested = [r["accuracy"] for r in rows if r["round"] > 0 and r["accuracy"] is not None]
         result = {
             "label": cell.label,
@@ -187,6 +191,10 @@ class _CellRun:
             "rounds": cell.rounds,
             "final_accuracy": _mean(tested[-LAST_ROUNDS:]),
             "best_accuracy": max(tested, default=None),
+            "final_accuracy_by_part": {
+                name: _mean([each[name] for each in by_part[-LAST_ROUNDS:]])
+                for name in (by_part[-1] if by_part else {})
+            },
             "training_path": self._exchange.path(),
             "parameters": sum(p.numel() for p in model.parameters()),
             "exchange": cell.strategy.exchange_name,
@@ -224,13 +232,12 @@ class _CellRun:
         return self._test(arrays) if due else None
 
     def _test(self, arrays: ArrayRecord) -> Evaluation:
-        data, model = self._materials.data, self._exchange.model_of(arrays)
-        return evaluate(model, data.test_x, data.test_y, data, device=self._cell.device)
+        def tested(model: nn.Module) -> Evaluation:
+            return evaluate(model, data.test_x, data.test_y, data, device=self._cell.device)
 
-
-def _dense_bytes(model: nn.Module) -> int:
-    """Payload bytes of one model as Flower sends it uncompressed."""
-    return sum(len(array.data) for array in model_record(model).values())
+        data = self._materials.data
+        parts = {n: tested(m).accuracy for n, m in self._exchange.parts_of(arrays).items()}
+        return replace(tested(self._exchange.model_of(arrays)), parts=parts)
 
 
 def _listen_to_nothing(_: Event) -> None:

@@ -301,7 +301,7 @@ def strategy_state(strategy: Strategy) -> dict[str, Any]:
     A strategy with `state_dict()` says it itself. Of another, every attribute that is a number,
     string, array, ArrayRecord or a list or dict of those is taken: momentum and second moments of
     Flower's adaptive strategies, the clipping norm of its differential privacy. A strategy
-    inside (`.strategy`) is taken too.
+    inside (`.strategy`) is taken too, and those of groups of clients (`.rules`).
     """
     if hasattr(strategy, "state_dict"):
         own = strategy.state_dict()
@@ -312,7 +312,9 @@ def strategy_state(strategy: Strategy) -> dict[str, Any]:
             if name != "strategy" and _is_plain(value)
         }
     inner = getattr(strategy, "strategy", None)
-    return {"own": own, "inner": strategy_state(inner) if isinstance(inner, Strategy) else None}
+    state = {"own": own, "inner": strategy_state(inner) if isinstance(inner, Strategy) else None}
+    rules = _rules_of(strategy)
+    return {**state, "rules": {k: strategy_state(x) for k, x in rules.items()}} if rules else state
 
 
 def load_strategy_state(strategy: Strategy, state: Mapping[str, Any]) -> None:
@@ -341,6 +343,19 @@ def load_strategy_state(strategy: Strategy, state: Mapping[str, Any]) -> None:
             setattr(strategy, name, value)
     if isinstance(inner, Strategy):
         load_strategy_state(inner, state["inner"])
+    rules, stored = _rules_of(strategy), state.get("rules", {})
+    if rules.keys() != stored.keys():
+        raise ConfigError(
+            f"checkpoint: the stored strategy has the groups {', '.join(stored) or 'none'}, this "
+            f"one {', '.join(rules) or 'none'}; resume with the settings that wrote it"
+        )
+    for group, rule in rules.items():
+        load_strategy_state(rule, stored[group])
+
+
+def _rules_of(strategy: Strategy) -> dict[str, Strategy]:
+    rules = getattr(strategy, "rules", None)
+    return dict(rules) if isinstance(rules, Mapping) else {}
 
 
 def _is_plain(value: object) -> bool:

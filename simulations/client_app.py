@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from fedcompress import compression_mod
 from fedcompress.flower_adapter import filled
 from fedcompress.packing import packing_mod
-from fedcompress.protocol import array_records
+from fedcompress.protocol import array_records, group_of
 from simulations.cell import Cell, TrainingSettings
 from simulations.engines.cohort import offer_cohorts, one_of_a_cohort
 from simulations.engines.facts import offer_facts
@@ -64,7 +64,7 @@ def _told(cell: Cell, message: Message, context: Context) -> Told:
         key=key,
         client=int(context.node_config["partition-id"]),
         round=server_round,
-        group=str(config.get("group", "")),
+        group=group_of(message.content),
         options=_options(cell.training, server_round, proximal_mu),
         config=config,
     )

@@ -203,7 +203,10 @@ def _strategy_metrics(metrics: MetricRecord | None) -> Row:
 def _evaluation(evaluation: Evaluation | None) -> Row:
     if evaluation is None:
         return {"accuracy": None, "loss": None}
-    return {"accuracy": _finite(evaluation.accuracy), "loss": _finite(evaluation.loss)}
+    row: Row = {"accuracy": _finite(evaluation.accuracy), "loss": _finite(evaluation.loss)}
+    if evaluation.parts:
+        row["accuracy_by_part"] = {name: _finite(x) for name, x in evaluation.parts.items()}
+    return row
 
 
 def _finite(value: float | None) -> float | None:

@@ -45,7 +45,7 @@ def build_strategy(cell: Cell, materials: Materials, exchange: Exchange) -> Comp
         min_available_nodes=clients,
     )
     teaches = settings.student is not None and settings.student.teacher == "ensemble"
-    if settings.distills or teaches:
+    if teaches or (settings.distills and not exchange.distils_itself):
         if not exchange.distils:
             key = "distill" if settings.distills else "student.teacher"
             mend = "distill = false" if settings.distills else 'teacher = "global"'

@@ -32,6 +32,11 @@ def check_inside(strategy: Strategy) -> None:
                 f"Distilled: {name} stands inside, but distillation needs the decoded models; "
                 "write Compressed(Distilled(strategy, ...), ...)"
             )
+        if getattr(inner, "sends_own_arrays", False):
+            raise ConfigError(
+                f"Distilled: clients of {name} have models of several sizes, of which none can "
+                "teach the others here; use GroupsDistilled around Groups, or leave Distilled out"
+            )
         if isinstance(inner, FedXgbBagging | FedXgbCyclic):
             raise ConfigError(
                 f"Distilled: {name} combines trees, not a network's arrays; use FedAvg or another"

@@ -56,6 +56,12 @@ class Lesson:
         if logits is not None:
             self.ensemble.add_share(logits, share)
 
+    def add_model(self, arrays: Mapping[str, Tensor]) -> None:
+        """Let a model that is no client's be one teacher among equals."""
+        logits = self._ask(arrays)
+        if logits is not None:
+            self.ensemble.add(logits)
+
     def _ask(self, arrays: Mapping[str, Tensor]) -> Tensor | None:
         self._model.load_state_dict(arrays)
         logits = predict_logits(self._model, self.inputs, device=self._device)

@@ -18,6 +18,7 @@ from simulations.cell import Cell
 from simulations.exchanges.kept_models import trained_model
 from simulations.exchanges.registry import EXCHANGES
 from simulations.materials import Materials
+from simulations.model_record import model_record
 from simulations.training import LocalResult, TrainingOptions, TrainingPath, choose_path
 
 
@@ -97,6 +98,9 @@ class Exchange(ABC):
     distils: ClassVar[bool] = False
     """Whether what clients send are models that `Distilled` can learn from."""
 
+    distils_itself: ClassVar[bool] = False
+    """Whether `strategy` distils where the cell says so, in place of `Distilled`."""
+
     def __init__(self, cell: Cell, materials: Materials) -> None:
         self.cell = cell
         self.materials = materials
@@ -108,6 +112,10 @@ class Exchange(ABC):
     @abstractmethod
     def model_of(self, arrays: ArrayRecord) -> nn.Module:
         """Give the model that is tested, saved and exported; the next call may change it."""
+
+    def parts_of(self, arrays: ArrayRecord) -> Mapping[str, nn.Module]:
+        """Give the models that are tested beside it, by name."""
+        return {}
 
     @abstractmethod
     def train(self, told: Told, context: Context) -> Trained:
@@ -140,6 +148,10 @@ class Exchange(ABC):
     def facts(self, arrays: ArrayRecord) -> dict[str, Any]:
         """Give what ``result.json`` is to say beside what it says of every cell."""
         return {}
+
+    def dense_bytes(self) -> int:
+        """Give the payload bytes of a client's whole model as Flower sends it uncompressed."""
+        return sum(len(array.data) for array in model_record(self.new_model()).values())
 
     def new_model(self) -> nn.Module:
         """Build the cell's model as clients train it, its weights drawn from the seed."""

@@ -30,5 +30,9 @@ EXCHANGES: Mapping[str, Entry] = {
     "model": Entry("simulations.exchanges.whole", "WholeModel"),
     "packed": Entry("simulations.exchanges.packed", "Packed", frozenset({"prune"})),
     "masks": Entry("simulations.exchanges.masks", "Masks", frozenset({"masks"})),
+    "slices": Entry("simulations.exchanges.slices", "SlicedModel", frozenset({"widths"})),
+    "groups": Entry(
+        "simulations.exchanges.groups", "ModelGroups", frozenset({"groups", "group_shares"})
+    ),
     "logits": Entry("simulations.exchanges.logits", "Logits", frozenset({"logits"})),
 }

@@ -51,7 +51,7 @@ def train_eagerly(
     plan = _plan_of(model, device)
     model.train()
     kept = [] if mask is None else _masks(plan.flats, mask)
-    absent = _absent_classes(data, rows, device) if options.mask_loss else None
+    absent = absent_classes(data, rows, device) if options.mask_loss else None
     # Plain descent needs no gradients side by side, which would be one more copy of them.
     is_plain = options.optimizer == "sgd" and not (
         options.momentum or options.weight_decay or options.proximal_mu or kept
@@ -106,7 +106,8 @@ def _masks(flats: Sequence[FlatParameters], mask: Mapping[str, Tensor]) -> list[
     return vectors
 
 
-def _absent_classes(data: FederatedData, rows: Array, device: torch.device) -> Tensor:
+def absent_classes(data: FederatedData, rows: Array, device: torch.device) -> Tensor:
+    """Say of which classes these rows have no sample: bool, shape (classes,)."""
     absent = torch.ones(data.num_classes, dtype=torch.bool)
     absent[torch.from_numpy(np.unique(data.train_y[rows]))] = False
     return absent.to(device)

@@ -1,6 +1,7 @@
 """Accuracy and loss of a model."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -16,11 +17,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 @final
 @dataclass(frozen=True)
 class Evaluation:
-    """Share of right answers in [0, 1], mean cross-entropy in nats, samples seen."""
+    """Share of right answers in [0, 1], mean cross-entropy in nats, samples seen.
+
+    ``parts`` holds the accuracies of what is tested beside the model: of its slices, say, or of
+    the models that it is an ensemble of.
+    """
 
     accuracy: float
     loss: float
     num_examples: int
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 def evaluate(

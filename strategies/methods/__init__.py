@@ -9,6 +9,7 @@ from strategies.methods import (  # isort: skip
     distillation,
     predictions,
     pruning,
+    widths,
 )
 from strategies.methods.method import Method
 from strategies.methods.registry import method, methods, parameters, published
@@ -31,4 +32,5 @@ __all__ = [
     "server_rules",
     "signs",
     "sparsification",
+    "widths",
 ]

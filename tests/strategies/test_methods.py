@@ -14,6 +14,7 @@ WANTED = {
     "fedpaq", "uniform", "stc", "top_k", "qsparse", "ef_sign", "sign", "terngrad", "random_k",
     "fedavg_float16", "feddf", "feddf_quantized", "feddf_uniform", "fedmd", "dsfl",
     "gradual_pruning", "prunefl", "fedpm",
+    "heterofl", "fjord",
 }  # fmt: skip
 
 
