@@ -31,6 +31,7 @@ from fedcompress.errors import ConfigError
 from simulations.checkpoint import Checkpoint, drop, load_strategy_state, strategy_state
 from simulations.cli.faults import explain
 from simulations.engines import LocalGrid
+from simulations.engines.state_files import StateFiles, UnreadStates
 
 
 def same(left: Any, right: Any) -> bool:
@@ -120,19 +121,23 @@ def test_what_cannot_be_stored_is_named_and_nothing_is_written(tmp_path: Path) -
         assert checkpoint.load() == (1, {}, {1: b"one"})
 
 
-def test_states_in_files_are_saved_as_bytes_are(tmp_path: Path) -> None:
-    (tmp_path / "state").write_bytes(b"in a file" * 30_000)
-    (tmp_path / "empty").write_bytes(b"")
+def test_states_that_are_not_read_yet_are_saved_as_bytes_are(tmp_path: Path) -> None:
+    files = StateFiles()
     path = tmp_path / "checkpoint.sqlite"
-    with Checkpoint(path) as checkpoint:
-        checkpoint.save(1, {}, {3: tmp_path / "state", 2: b"bytes", 1: tmp_path / "empty"})
-        (tmp_path / "state").unlink()
-        checkpoint.save(2, {}, {})
-        expected = {3: b"in a file" * 30_000, 2: b"bytes", 1: b""}
-        assert checkpoint.load() == (2, {}, expected)
-        checkpoint.save(3, {}, {2: b"again"})
-    with Checkpoint(path) as checkpoint:
-        assert checkpoint.load() == (3, {}, {**expected, 2: b"again"})
+    expected = {3: b"in a file" * 30_000, 2: b"bytes", 1: b""}
+    try:
+        for node_id, state in expected.items():
+            files.write(node_id, state)
+        with Checkpoint(path) as checkpoint:
+            checkpoint.save(1, {}, UnreadStates(files, [3, 2, 1]))
+            files.clear()
+            checkpoint.save(2, {}, {})
+            assert checkpoint.load() == (2, {}, expected)
+            checkpoint.save(3, {}, {2: b"again"})
+        with Checkpoint(path) as checkpoint:
+            assert checkpoint.load() == (3, {}, {**expected, 2: b"again"})
+    finally:
+        files.close()
 
 
 def test_states_out_of_date_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,8 +163,13 @@ def test_a_save_that_fails_leaves_the_states_of_before(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.sqlite"
     with Checkpoint(path) as checkpoint:
         checkpoint.save(1, {}, {1: b"one", 2: b"two"})
+        files = StateFiles()
+        files.write(1, b"other" * 1_000)
+        files.write(2, b"gone")
+        Path(str(files.path(2))).unlink()
         with pytest.raises(FileNotFoundError):
-            checkpoint.save(2, {}, {1: b"other" * 1_000, 2: tmp_path / "gone"})
+            checkpoint.save(2, {}, UnreadStates(files, [1, 2]))
+        files.close()
         assert checkpoint.load() == (1, {}, {1: b"one", 2: b"two"})
         with no_file_above(60_000), pytest.raises(OSError, match=str(path)):
             checkpoint.save(2, {}, {1: bytes(100_000)})
