@@ -18,7 +18,7 @@ from fedcompress import rng_for
 from simulations.cell import Cell
 from simulations.materials import materials_of
 from simulations.settings import Scalar
-from simulations.training import TrainingOptions, train_locally
+from simulations.training import train_locally
 
 PROCESSES = 2
 
@@ -66,7 +66,7 @@ def _work(settings: dict[str, Scalar], weights: Tensor, total: Tensor, pipe: Con
     cell = Cell.from_run_config(settings)
     materials = materials_of(cell)
     model = materials.new_model(cell.model, 0)
-    options = TrainingOptions(**cell.training.model_dump(exclude={"path"}))
+    options = cell.training.options()
     pipe.send("ready")
     while (work := pipe.recv()) is not None:
         number, clients = work
