@@ -277,6 +277,13 @@ class StrategySettings(Section):
                 f".{name} is not read by the exchange {chosen!r}; "
                 + (mend or "no exchange here reads it, leave it out")
             )
+        teaches = self.student is not None and self.student.teacher == "ensemble"
+        unsaid = self.distill.enabled is None and not self.distills and not teaches
+        if unsaid and self.distill != DistillSettings():
+            raise ValueError(
+                f".distill: nothing is distilled with method {self.method!r}, so its settings would "
+                "do nothing; add enabled = true, or false to keep them for later"
+            )
         return self
 
     def check_server(self) -> None:

@@ -124,6 +124,11 @@ def test_augmented_rows_are_distilled_on(tmp_path: Path) -> None:
             {},
             "one_at_a_time .* got Krum",
         ),
+        (
+            {"method": "fedavg", "distill": {"steps": 5}},
+            {},
+            "nothing is distilled with method 'fedavg'.* add enabled = true",
+        ),
     ],
 )
 def test_studies_that_cannot_be_distilled(
