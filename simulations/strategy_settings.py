@@ -281,8 +281,8 @@ class StrategySettings(Section):
         unsaid = self.distill.enabled is None and not self.distills and not teaches
         if unsaid and self.distill != DistillSettings():
             raise ValueError(
-                f".distill: nothing is distilled with method {self.method!r}, so its settings would "
-                "do nothing; add enabled = true, or false to keep them for later"
+                f".distill: method {self.method!r} distils nothing, so these settings would do "
+                "nothing; add enabled = true, or false to keep them for later"
             )
         return self
 

@@ -127,7 +127,7 @@ def test_augmented_rows_are_distilled_on(tmp_path: Path) -> None:
         (
             {"method": "fedavg", "distill": {"steps": 5}},
             {},
-            "nothing is distilled with method 'fedavg'.* add enabled = true",
+            "method 'fedavg' distils nothing.* add enabled = true",
         ),
     ],
 )
