@@ -24,6 +24,7 @@ from fedcompress.downlink import Broadcast
 from fedcompress.dtypes import restore_dtypes
 from fedcompress.errors import ConfigError, FedcompressError, LayoutError, StaleMemoryError
 from fedcompress.flower_adapter import message_of, with_content
+from fedcompress.grid_around import GridAround
 from fedcompress.incoming import read_payload
 from fedcompress.links import read_links
 from fedcompress.memories import Memories
@@ -32,7 +33,6 @@ from fedcompress.reference import NEEDS_WHOLE_MODEL, NO_VERSION
 from fedcompress.sent import Sent
 from fedcompress.spec import parse
 from simulations.engines.flower_internals import REPLY_REFUSED
-from simulations.grid_around import GridAround
 from simulations.message_rounds import MessageRounds, is_training
 
 logger = logging.getLogger(__name__)

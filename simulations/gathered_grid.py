@@ -17,7 +17,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedcompress.errors import ConfigError
-from simulations.grid_around import GridAround
+from fedcompress.grid_around import GridAround
 
 GATHER_SECONDS = 0.002
 """How long the first thread waits for others of its pool to send, too."""

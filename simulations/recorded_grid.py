@@ -11,7 +11,7 @@ from flwr.app import Message, MessageType
 
 from fedcompress import protocol
 from fedcompress.errors import FedcompressError
-from simulations.grid_around import GridAround
+from fedcompress.grid_around import GridAround
 from simulations.message_rounds import MessageRounds
 from simulations.traffic import MeasuredGrid, MessageTraffic
 

@@ -9,9 +9,9 @@ from typing import Literal, final
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedcompress.grid_around import GridAround
 from fedcompress.partial import PartialSum, SummedReply, SummingGrid, SumPlan
 from simulations.engines.message_bytes import Meter, payload_bytes
-from simulations.grid_around import GridAround
 
 
 @dataclass(frozen=True)

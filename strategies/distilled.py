@@ -23,7 +23,7 @@ from fedcompress.distill import (
 from fedcompress.errors import ConfigError, NotFiniteError
 from fedcompress.flower_adapter import tell_server_momentum, uses_weighted_mean, weight_key
 from fedcompress.randomness import rng_for
-from strategies.inside import check_inside
+from strategies.inside import check_inside, warn_of_privacy
 from strategies.lesson import Lesson
 from strategies.proxy import GivenProxy, ProxySource
 from strategies.streamed import aggregate_streamed
@@ -153,7 +153,8 @@ class Distilled(Strategy):
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        check_inside(strategy)
+        check_inside("Distilled", strategy)
+        warn_of_privacy("Distilled", strategy)
         check_settings(
             "Distilled",
             temperature=temperature,

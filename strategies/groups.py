@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import ClassVar, final
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from flwr.supercore.run import Run
 
 from fedcompress import protocol
 from fedcompress.errors import ConfigError
 from fedcompress.flower_adapter import record_of, strategies_inside
+from fedcompress.grid_around import GridAround
 from fedcompress.server import Compressed
 from strategies.addressed import Addressed
 
@@ -216,44 +216,26 @@ def _same(record: ArrayRecord) -> ArrayRecord:
 
 
 @final
-class _NodesOf(Grid):
+class _NodesOf(GridAround):
     """A grid of which only some nodes are seen; all else is done by the whole one."""
 
     def __init__(self, grid: Grid, node_ids: list[int]) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._node_ids = node_ids
 
     def get_node_ids(self) -> Iterable[int]:
         return self._node_ids
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        return [node for node in self._grid.get_nodes() if node.node_id in set(self._node_ids)]
+        return [node for node in self.grid.get_nodes() if node.node_id in set(self._node_ids)]
 
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        return list(self.grid.push_messages(messages))
 
-    @property
-    def run(self) -> Run:
-        """The run that the whole grid serves."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return list(self.grid.pull_messages(message_ids))
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self._grid.send_and_receive(messages, timeout=timeout)
+    ) -> list[Message]:
+        return list(self.grid.send_and_receive(messages, timeout=timeout))

@@ -17,7 +17,7 @@ from fedcompress.checks import check_integer
 from fedcompress.errors import ConfigError
 from fedcompress.flower_adapter import tell_server_momentum
 from fedcompress.pruning import unfold
-from strategies.inside import check_packed_inside
+from strategies.inside import check_inside
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class MaskAveraged(Strategy):
     takes_mean: ClassVar[bool] = True
 
     def __init__(self, strategy: Strategy, *, reset_every: int = 1) -> None:
-        check_packed_inside("MaskAveraged", strategy)
+        check_inside("MaskAveraged", strategy)
         if type(strategy).aggregate_train is not FedAvg.aggregate_train:
             raise ConfigError(
                 f"MaskAveraged: {type(strategy).__name__} makes something else of masks than their "

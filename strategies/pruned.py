@@ -27,7 +27,7 @@ from fedcompress.pruning import (
     unpack,
     with_regrown,
 )
-from strategies.inside import check_packed_inside
+from strategies.inside import check_inside
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Pruned(Strategy):
         only: str = "ndim>=2",
         remembers: bool | None = None,
     ) -> None:
-        check_packed_inside("Pruned", strategy)
+        check_inside("Pruned", strategy)
         self.strategy = strategy
         self.schedule = schedule
         self.importance = importance

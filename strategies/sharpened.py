@@ -17,7 +17,7 @@ from fedcompress.errors import ConfigError, NotFiniteError
 from fedcompress.flower_adapter import tell_server_momentum
 from fedcompress.protocol import record_to_tensors, tensors_to_record
 from fedcompress.randomness import rng_for
-from strategies.inside import check_inside
+from strategies.inside import check_inside, warn_of_privacy
 from strategies.predictions import Scores, centred, check_scores, target_logits
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,8 @@ class Sharpened(Strategy):
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        check_inside(strategy)
+        check_inside("Sharpened", strategy)
+        warn_of_privacy("Sharpened", strategy)
         check_scores("Sharpened", scores, sharpen)
         self._following = {
             "steps": steps,

@@ -276,7 +276,7 @@ def test_models_of_another_layout_cannot_teach(toys, digits):
     class Packing(FedAvg):
         sends_own_arrays = True
 
-    with pytest.raises(ConfigError, match=r"Packing inside sends .* write Packing\(Distilled\("):
+    with pytest.raises(ConfigError, match=r"Packing inside sends clients other arrays"):
         Distilled(Packing(), model=toys.mlp, proxy=digits["proxy"])
 
 

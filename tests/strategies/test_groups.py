@@ -292,7 +292,7 @@ def test_a_bad_reply_is_kept_from_teachers_and_rule(toys, digits, nodes, fault: 
         ),
         (
             lambda proxy: Distilled(groups(), model=small, proxy=proxy),
-            "use GroupsDistilled",
+            "GroupsDistilled stands around Groups",
         ),
         (
             lambda proxy: Distilled(
@@ -300,7 +300,7 @@ def test_a_bad_reply_is_kept_from_teachers_and_rule(toys, digits, nodes, fault: 
                 model=small,
                 proxy=proxy,
             ),
-            "clients of Slices have models of several sizes",
+            "Slices inside sends clients other arrays",
         ),
     ],
 )

@@ -399,7 +399,7 @@ def test_a_damaged_mask_is_refused_and_does_not_stay() -> None:
 
 def test_what_cannot_stand_inside() -> None:
     once = Pruned(fed(), schedule=Schedule(0.5))
-    with pytest.raises(ConfigError, match="Pruned: Pruned inside sends other arrays"):
+    with pytest.raises(ConfigError, match="Pruned: Pruned inside sends clients other arrays"):
         Pruned(once, schedule=Schedule(0.5))
     with pytest.raises(ConfigError, match=r"write Compressed\(Pruned\(strategy"):
         Pruned(Compressed(fed(), uplink="raw()"), schedule=Schedule(0.5))

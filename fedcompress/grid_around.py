@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-
-from simulations.engines.flower_internals import Run
+from flwr.supercore.run import Run
 
 
 class GridAround(Grid, ABC):
