@@ -14,6 +14,7 @@ from fedcompress.distill import (
     Combine,
     DistilResult,
     Ensemble,
+    aligned_logits,
     check_choice,
     check_settings,
     distil,
@@ -67,6 +68,8 @@ class GroupsDistilled(Strategy):
         As for `Distilled`.
     anchor : float
         Share of the groups' own averages in the ensemble, in [0, 1).
+    align : float
+        As for `Distilled`.
     first : int
         First round that is distilled; those before only average.
     seed : int
@@ -108,6 +111,7 @@ class GroupsDistilled(Strategy):
         weighting: Weighting = "uniform",
         combine: Combine = "logits",
         anchor: float = 0.0,
+        align: float = 0.0,
         first: int = 1,
         hard_label_weight: float = 0.0,
         seed: int = 0,
@@ -122,7 +126,7 @@ class GroupsDistilled(Strategy):
             "holdout_fraction": holdout_fraction,
             "hard_label_weight": hard_label_weight,
         }
-        check_settings("GroupsDistilled", **self._settings, anchor=anchor, first=first)
+        check_settings("GroupsDistilled", **self._settings, anchor=anchor, align=align, first=first)
         check_choice("GroupsDistilled", "weighting", weighting, get_args(Weighting))
         check_choice("GroupsDistilled", "combine", combine, get_args(Combine))
         if models.keys() != strategy.rules.keys():
@@ -134,6 +138,7 @@ class GroupsDistilled(Strategy):
         self.weighting: Weighting = weighting
         self.combine: Combine = combine
         self.anchor = anchor
+        self.align = align
         self.first = first
         self.seed = seed
         self.device = device
@@ -177,7 +182,7 @@ class GroupsDistilled(Strategy):
             return arrays, metrics
         averages = {g: tensors_of(own) for g, own in self.strategy.split(arrays).items()}
         self._add_averages(averages, ensemble)
-        target = ensemble.logits()
+        target = aligned_logits(ensemble.logits(), self.align)
         record = MetricRecord() if metrics is None else metrics
         record["distill-teachers"] = teachers
         for group, average in averages.items():

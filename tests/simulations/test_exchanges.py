@@ -103,7 +103,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "server": "fedadam",
             "groups": "mlp(hidden=[16]); resnet(width=0.25)",
             "group_shares": "0.5,0.5",
-            "distill": {"enabled": True, "steps": 5, "anchor": 0.2, "combine": "probabilities"},
+            "distill": {"enabled": True, "steps": 5, "anchor": 0.2, "align": 0.5},
             **COMPRESSED,
         },
         {},
