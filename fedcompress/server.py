@@ -39,12 +39,13 @@ from fedcompress.reading import RoundReader
 from fedcompress.sent import SentRound
 from fedcompress.spec import parse
 from fedcompress.starts import Starts
+from fedcompress.strategy_around import StrategyAround
 from fedcompress.traffic import RoundTraffic
 
 logger = logging.getLogger(__name__)
 
 
-class Compressed(Strategy):
+class Compressed(StrategyAround):
     """Any Flower strategy over compressed updates.
 
     The clients' apps carry `compression_mod` (or are wrapped by `compress`). Each round the
@@ -193,18 +194,6 @@ class Compressed(Strategy):
             self._broadcasts.model_stays()
         self.last_round.aggregate_seconds = time.perf_counter() - started
         return arrays, self.last_round.add_to_metrics(metrics)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Configure evaluation inside; these messages are not compressed."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Aggregate evaluation inside."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
 
     def summary(self) -> None:
         """Log the settings, then those of the strategy inside."""

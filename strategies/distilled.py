@@ -23,6 +23,7 @@ from fedcompress.distill import (
 from fedcompress.errors import ConfigError, NotFiniteError
 from fedcompress.flower_adapter import tell_server_momentum, uses_weighted_mean, weight_key
 from fedcompress.randomness import rng_for
+from fedcompress.strategy_around import StrategyAround
 from strategies.inside import check_inside, warn_of_privacy
 from strategies.lesson import Lesson
 from strategies.proxy import GivenProxy, ProxySource
@@ -42,7 +43,7 @@ Weighting = Literal["uniform", "examples", "confidence", "variance"]
 
 
 @final
-class Distilled(Strategy):
+class Distilled(StrategyAround):
     """Distil the clients' models into the strategy's average (FedDF; Lin et al., 2020).
 
     The strategy inside combines the replies as always; its result is the start. The clients'
@@ -256,18 +257,6 @@ class Distilled(Strategy):
         arrays = {name: average[name] if name in buffers else distilled[name] for name in average}
         metrics = _with_result(metrics, self.last_result, lesson.teachers)
         return arrays_like(arrays, self._sent), metrics
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Configure the next round of evaluation, as the strategy inside does."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Combine evaluation metrics, as the strategy inside does."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
 
     def summary(self) -> None:
         """Log the settings, and those of the strategy inside."""

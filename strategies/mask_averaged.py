@@ -17,13 +17,14 @@ from fedcompress.checks import check_integer
 from fedcompress.errors import ConfigError
 from fedcompress.flower_adapter import tell_server_momentum
 from fedcompress.pruning import unfold
+from fedcompress.strategy_around import StrategyAround
 from strategies.inside import check_inside
 
 logger = logging.getLogger(__name__)
 
 
 @final
-class MaskAveraged(Strategy):
+class MaskAveraged(StrategyAround):
     """Average masks, drawn by clients, into the probabilities of keeping weights (FedPM).
 
     Nobody trains weights: all sides hold one random network. The global arrays are, for each
@@ -115,18 +116,6 @@ class MaskAveraged(Strategy):
         record["mask-kept"] = float(flat.mean())
         record["mask-entropy"] = float(_entropy_bits(flat).mean())
         return protocol.tensors_to_record(kept), record
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Configure evaluation inside."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Aggregate evaluation inside."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
 
     def summary(self) -> None:
         """Log the settings, then those of the strategy inside."""

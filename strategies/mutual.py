@@ -7,7 +7,6 @@ from typing import ClassVar, Literal, final, get_args
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedcompress.distill import (
@@ -23,6 +22,7 @@ from fedcompress.distill import (
 from fedcompress.errors import ConfigError, NotFiniteError
 from fedcompress.flower_adapter import tell_server_momentum, weight_key
 from fedcompress.randomness import rng_for
+from fedcompress.strategy_around import StrategyAround
 from strategies.groups import Groups
 from strategies.lesson import Lesson
 from strategies.proxy import GivenProxy
@@ -41,7 +41,7 @@ Weighting = Literal["uniform", "examples", "confidence", "variance"]
 
 
 @final
-class GroupsDistilled(Strategy):
+class GroupsDistilled(StrategyAround):
     """Distil the clients of all groups into each group's model (FedDF; Lin et al., 2020).
 
     Every rule in `Groups` combines the clients of its own architecture; each result is then
@@ -95,6 +95,7 @@ class GroupsDistilled(Strategy):
     """
 
     sends_own_arrays: ClassVar[bool] = True
+    strategy: Groups
 
     def __init__(
         self,
@@ -191,18 +192,6 @@ class GroupsDistilled(Strategy):
                 record[f"{group}/{name}"] = value
         models = {g: arrays_like(x, self._sent[g]) for g, x in averages.items()}
         return self.strategy.join(models), record
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Configure the next round of evaluation, as the rules inside do."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Combine evaluation metrics, as the rules inside do."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
 
     def summary(self) -> None:
         """Log the settings, and those of the rules inside."""

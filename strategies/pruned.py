@@ -27,13 +27,14 @@ from fedcompress.pruning import (
     unpack,
     with_regrown,
 )
+from fedcompress.strategy_around import StrategyAround
 from strategies.inside import check_inside
 
 logger = logging.getLogger(__name__)
 
 
 @final
-class Pruned(Strategy):
+class Pruned(StrategyAround):
     """Prune the global model during training, and send no more than what is left of it.
 
     Behind each round of the schedule the least important entries of the global model are set to
@@ -176,18 +177,6 @@ class Pruned(Strategy):
         record["prune-sparsity"] = 1 - kept / size if size else 0.0
         record["prune-kept"] = kept
         return protocol.tensors_to_record(arrays), record
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Configure evaluation inside, of the whole model."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Aggregate evaluation inside."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
 
     def summary(self) -> None:
         """Log the settings, then those of the strategy inside."""

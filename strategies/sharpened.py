@@ -17,6 +17,7 @@ from fedcompress.errors import ConfigError, NotFiniteError
 from fedcompress.flower_adapter import tell_server_momentum
 from fedcompress.protocol import record_to_tensors, tensors_to_record
 from fedcompress.randomness import rng_for
+from fedcompress.strategy_around import StrategyAround
 from strategies.inside import check_inside, warn_of_privacy
 from strategies.predictions import Scores, centred, check_scores, target_logits
 
@@ -30,7 +31,7 @@ ROUND_KEY = "predicted-round"
 
 
 @final
-class Sharpened(Strategy):
+class Sharpened(StrategyAround):
     """Average what clients predict of proxy rows (FedMD; Li & Wang, 2019).
 
     What travels is one array of predictions in place of a model, whatever architectures the
@@ -148,18 +149,6 @@ class Sharpened(Strategy):
         for name, value in followed.items():
             record[name] = value
         return tensors_to_record({ARRAY: mean}), record
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Configure the next round of evaluation, as the strategy inside does."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Combine evaluation metrics, as the strategy inside does."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
 
     def summary(self) -> None:
         """Log the settings, and those of the strategy inside."""

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fedcompress import protocol
@@ -19,13 +19,14 @@ from fedcompress.flower_adapter import (
     with_content,
 )
 from fedcompress.slices import SliceMap, is_whole, mean_of_slices, take
+from fedcompress.strategy_around import StrategyAround
 from strategies.addressed import Addressed, metric_of
 
 logger = logging.getLogger(__name__)
 
 
 @final
-class Slices(Strategy):
+class Slices(StrategyAround):
     """Each client is sent the first units of every layer only, as many as its level has.
 
     After Diao et al. (2021, HeteroFL) and Horvath et al. (2021, FjORD). Every entry of the global
@@ -58,6 +59,7 @@ class Slices(Strategy):
     """
 
     sends_own_arrays: ClassVar[bool] = True
+    strategy: FedAvg
     one_at_a_time: ClassVar[bool] = True
 
     def __init__(
@@ -141,12 +143,6 @@ class Slices(Strategy):
             level = self._level(message.metadata.dst_node_id, server_round)
             addressed.send(message, level, partial(self._slice, level, arrays))
         return messages
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Combine evaluation metrics, as the strategy inside does."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
 
     def summary(self) -> None:
         """Log the settings, and those of the strategy inside."""
