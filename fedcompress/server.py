@@ -57,7 +57,8 @@ class Compressed(StrategyAround):
     the strategy inside on the decoded models.
 
     A client whose payload does not verify, or whose numbers are not finite, is left out and
-    recorded in `last_round`; a round in which nothing usable came back keeps the model.
+    recorded in `last_round`; a round in which nothing usable came back keeps the model. Messages of
+    evaluation are the strategy's inside, and are not compressed.
 
     A strategy may put other arrays than the model into a message, and name their layout under
     ``"fedcompress.group"`` in its ConfigRecord: that client's update is then against those, and
