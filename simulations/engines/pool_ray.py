@@ -78,6 +78,10 @@ def _kill(actor: Any) -> None:  # noqa: ANN401 - Ray's handles have no type of t
     ray.kill(actor)
 
 
+def _dead(events: list[Event]) -> set[int]:
+    return {event.worker for event in events if isinstance(event, Died)}
+
+
 def _exactly(connection: socket.socket, count: int) -> bytes:
     data = b""
     while len(data) < count:
@@ -175,8 +179,8 @@ class RayPool(WorkerPool):
             left = _ASK_EVERY_SECONDS if deadline is None else deadline - time.monotonic()
             found = super().events(max(min(left, _ASK_EVERY_SECONDS), 0.0))
             if time.monotonic() - self._asked >= _ASK_EVERY_SECONDS:
-                found += self._failed_starts({e.worker for e in found if isinstance(e, Died)})
-                self._drop_homeless()
+                found += self._failed_starts(_dead(found))
+                self._drop_homeless(_dead(found))
                 self._asked = time.monotonic()
             if found or (deadline is not None and time.monotonic() >= deadline):
                 return found
@@ -256,12 +260,13 @@ class RayPool(WorkerPool):
         died = [(waiting[call], *self._why_died(waiting[call])) for call in ended]
         return [Died(worker, reason, started=False, kind=kind) for worker, reason, kind in died]
 
-    def _drop_homeless(self) -> None:
+    def _drop_homeless(self, told: set[int]) -> None:
         """Give up workers that cannot start: Ray learns late that a node with their room is gone.
 
-        One is kept, for a cluster whose last worker died may have room again.
+        One is kept, for a cluster whose last worker died may have room again; and those just told
+        of as dead, whom the caller will replace.
         """
-        homeless = self._actors.keys() - self._channels.keys()
+        homeless = self._actors.keys() - self._channels.keys() - told
         if not homeless:
             return
         fit = ask_ray(lambda: workers_that_fit(*self._resources))

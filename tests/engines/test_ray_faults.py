@@ -19,8 +19,10 @@ import torch
 from flwr.app import Message, MetricRecord, RecordDict
 
 from fedcompress.errors import ConfigError
-from simulations.engines import LocalGrid, RayGrid
+from simulations.engines import LocalGrid, RayGrid, pool_ray
+from simulations.engines.pool import Died
 from simulations.engines.pool_fork import ForkPool
+from simulations.engines.pool_ray import RayPool
 from simulations.engines.state_files import StateFiles
 
 pytestmark = pytest.mark.ray
@@ -48,6 +50,27 @@ def test_a_killed_worker_changes_no_result(use_ray: bool, round_of: Any, tmp_pat
             assert [r.content for r in replies] == [r.content for r in expected]
             assert grid.client_states() == local.client_states()
         assert grid.num_workers == 2
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_worker_that_dies_starting_while_its_room_goes_can_be_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = RayPool(CLIENT_APP, None, 1.0, 0.0, 2)
+    try:
+        pool.start(2)
+        for _ in range(2):  # once as it serves, once as the one in its place starts
+            monkeypatch.setattr(pool_ray, "workers_that_fit", lambda *_: 2)
+            pool_ray._kill(pool._actors[1])
+            if pool.ready == {0}:  # Ray learns now that a node with the room of one is gone
+                monkeypatch.setattr(pool_ray, "workers_that_fit", lambda *_: 1)
+            (died,) = [e for e in pool.events(60) if isinstance(e, Died)]
+            assert died.worker == 1
+            has_room = pool.replace(1)
+        assert not has_room
+        assert pool.count == 1
+    finally:
+        pool.close()
 
 
 def test_a_client_that_kills_every_worker_is_given_up(
