@@ -213,14 +213,14 @@ def export(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(metavar="global|student", help="Which of its models.")
+        str, typer.Option(metavar="global|student|GROUP", help="Which of its models.")
     ] = "global",
     prune: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SHARE",
-            help="0.9 sets nine tenths of the weights to zero; rows:0.5 removes half of all "
-            "filters, rows, heads and units; repeatable.",
+            help="0.9 sets nine tenths of the weights to zero, 2:4 two of every four; rows:0.5 "
+            "removes half of all filters, rows, heads and units; repeatable.",
         ),
     ] = None,
     quantize: Annotated[

@@ -43,7 +43,7 @@ def export_command(
     cell : str or None
         Which cell, where there are several.
     model : str
-        ``global`` or ``student``.
+        ``global``, ``student``, or a group's name.
     budget : str or None
         Most bytes of the file, such as ``100kB``.
     out : Path or None

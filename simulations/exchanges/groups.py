@@ -42,7 +42,7 @@ class ModelGroups(Exchange):
 
     def __init__(self, cell: Cell, materials: Materials) -> None:
         super().__init__(cell, materials)
-        self._settings = _groups_of(cell)
+        self._settings = groups_of(cell)
         shares = cell.strategy.group_shares or (1.0,) * len(self._settings)
         clients = materials.partition.num_clients
         self._check(shares)
@@ -209,7 +209,7 @@ class JointModel(nn.Module):
         return said.logsumexp(0) - torch.tensor(float(len(said))).log()
 
 
-def _groups_of(cell: Cell) -> dict[str, ModelSettings]:
+def groups_of(cell: Cell) -> dict[str, ModelSettings]:
     """Name the groups by their models; those of one architecture are counted."""
     if cell.strategy.groups is None:
         raise ConfigError(

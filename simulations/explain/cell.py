@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import safetensors.numpy
 
 from fedcompress.errors import ConfigError, FedcompressError
 from simulations.explain.answered import SHOWN_SAMPLES, Rows, rows_to_answer
-from simulations.explain.deployed import Deployed, model_files, read_deployed
+from simulations.explain.deployed import (
+    DENSE,
+    GROUP,
+    OWN_KINDS,
+    Deployed,
+    model_files,
+    read_deployed,
+)
 from simulations.explain.explained import BATCHES, Explained, Explanation, LayerFacts, Problem
 from simulations.explain.latency import Measured, interleaved
 from simulations.explain.layers import layer_facts, named_as_in_module
@@ -91,12 +99,12 @@ def explain_cell(
     rows = rows_to_answer(materials.data, most_rows, cell.seed)
     models: list[Deployed] = []
     problems: list[Problem] = []
-    for file in model_files(cell_path):
+    for file in model_files(cell_path, cell):
         tell(f"reading {file.path.name}")
         try:
             models.append(read_deployed(file, cell, materials, rows.inputs[: max(BATCHES)]))
         except FedcompressError as error:
-            if file.kind == "dense":  # what all others are compared with
+            if file.kind == DENSE:  # what all others are compared with
                 raise ConfigError(f"explain: {file.path}: {error}") from error
             reason = str(error).removeprefix(f"{file.path}: ")
             problems.append(Problem(str(file.path.relative_to(cell_path)), reason))
@@ -146,7 +154,7 @@ class _Yardstick:
 
 def _yardstick(models: list[Deployed], rows: Rows) -> _Yardstick:
     logits = models[0].predict(rows.inputs)
-    own = {m.file.origin: m for m in models if m.file.kind in ("dense", "student")}
+    own = {m.file.origin: m for m in models if m.file.kind in OWN_KINDS}
     return _Yardstick(rows, logits, _maps(models[0], rows, logits), own)
 
 
@@ -171,7 +179,7 @@ def _explain(
         file=str(file.path.relative_to(cell_path)),
         recipe=file.recipe,
         verified=file.verified,
-        file_bytes=file.path.stat().st_size,
+        file_bytes=_file_bytes(model),
         parameters=model.parameters,
         nonzero=model.nonzero,
         multiply_adds=model.multiply_adds,
@@ -182,6 +190,12 @@ def _explain(
         layers=_layers(model, yardstick.origins.get(file.origin)),
         **asdict(answers),
     )
+
+
+def _file_bytes(model: Deployed) -> int:
+    if model.file.kind == GROUP:  # its file holds the models of the other groups too
+        return len(safetensors.numpy.save(dict(model.arrays)))
+    return model.file.path.stat().st_size
 
 
 def _layers(model: Deployed, origin: Deployed | None) -> list[LayerFacts]:

@@ -19,15 +19,20 @@ from simulations.explain.runtime import Graph, onnx_of
 from simulations.export.archive import load_archive
 from simulations.export.levels import restored_arrays
 from simulations.export.recipe import FORMATS
+from simulations.export.resized import with_arrays
 from simulations.export.standard import load_safetensors
 from simulations.materials import Materials
 from simulations.models.arrays import state_of
+from simulations.own_models import GLOBAL, STUDENT, own_model, own_models
 from simulations.records import read_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BATCH = 128
 KINDS = {ending: kind for kind, ending in FORMATS.items()}
 """What an exported file is, by the ending of its name."""
+DENSE, GROUP = "dense", "group"
+OWN_KINDS = (DENSE, GROUP, STUDENT)
+"""What a model is that the cell itself holds."""
 
 
 @final
@@ -42,7 +47,7 @@ class ModelFile:
     name, kind, recipe, verified
         As in `Explained`.
     origin : str
-        ``global`` or ``student``: the model of the cell that it was made from.
+        Name of the model of the cell that it was made from.
     """
 
     path: Path
@@ -86,35 +91,36 @@ class Deployed:
     multiply_adds: int
 
 
-def model_files(cell_path: Path) -> list[ModelFile]:
-    """List the model files of a finished cell: global model, student, exports by name.
+def model_files(cell_path: Path, cell: Cell) -> list[ModelFile]:
+    """List the models of a finished cell: global, of groups, student; then exports by name.
 
     Raises
     ------
     ConfigError
-        If there is no global model.
+        If one of the cell's own is missing.
     """
-    dense, student = cell_path / "model.safetensors", cell_path / "student.safetensors"
-    if not dense.is_file():
-        raise ConfigError(
-            f"explain: {dense} is missing; remove {cell_path} and run the study again"
-        )
-    files = [ModelFile(dense, "dense", "dense", "global")]
-    if student.is_file():
-        files.append(ModelFile(student, "student", "student", "student"))
+    files = []
+    for own in own_models(cell).values():
+        path = cell_path / own.file
+        if not path.is_file():
+            raise ConfigError(
+                f"explain: {path} is missing; remove {cell_path} and run the study again"
+            )
+        name = DENSE if own.name == GLOBAL else own.name
+        kind = name if own.name in (GLOBAL, STUDENT) else GROUP
+        files.append(ModelFile(path, name, kind, own.name))
     exports = sorted(cell_path.glob("exports/*"))
     return files + [_exported(path) for path in exports if path.suffix in KINDS]
 
 
 def _exported(path: Path) -> ModelFile:
     told = read_json(path.with_name(f"{path.name}.json")) or {}
-    made_from, recipe, verified = (told.get(key) for key in ("model", "recipe", "verified"))
-    which = made_from.get("which") if isinstance(made_from, Mapping) else made_from
+    which, recipe, verified = (told.get(key) for key in ("model", "recipe", "verified"))
     return ModelFile(
         path=path,
         name=path.name,
         kind=KINDS[path.suffix],
-        origin="student" if which == "student" else "global",
+        origin=which if isinstance(which, str) else GLOBAL,
         recipe=recipe if isinstance(recipe, Mapping) else {},
         verified=None if verified is None else bool(verified),
     )
@@ -145,7 +151,11 @@ def read_deployed(file: ModelFile, cell: Cell, materials: Materials, inputs: Arr
     if file.kind == "archive":
         model = load_archive(file.path)
         return _of_module(file, model, model, rows, state_of(model))
-    built = _built(file, cell, materials)
+    own = own_model(cell, file.origin)
+    built = own.build(materials, cell.seed)
+    if file.kind in OWN_KINDS:
+        model = with_arrays(built, own.read(file.path.parent)).eval()
+        return _of_module(file, model, model, rows, state_of(model))
     if file.kind == "torch-export":
         program = _load_program(file.path)
         held = _Held(program.module())
@@ -209,15 +219,6 @@ def in_batches(predict: Callable[[Array], Array]) -> Callable[[Array], Array]:
         return np.concatenate(parts)
 
     return predict_all
-
-
-def _built(file: ModelFile, cell: Cell, materials: Materials) -> nn.Module:
-    """Build the model that a file was made from, as it was before it was pruned."""
-    if file.origin == "global":
-        return materials.new_model(cell.model, cell.seed)
-    if cell.strategy.student is None:
-        raise ConfigError(f"it is of a student, and strategy {cell.label!r} has none")
-    return materials.new_model(cell.strategy.student, cell.seed)
 
 
 def _load_program(path: Path) -> ExportedProgram:

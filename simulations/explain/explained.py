@@ -83,9 +83,10 @@ class Explained:
     Attributes
     ----------
     name
-        The file's name without its ending; `dense` for the global model as it was trained.
+        The file's name without its ending; `dense` for the global model as it was trained, the
+        ensemble where groups of clients have models of their own.
     kind
-        `dense`, `student`, `onnx`, `safetensors`, `torch-export` or `archive`.
+        `dense`, `group`, `student`, `onnx`, `safetensors`, `torch-export` or `archive`.
     file
         Path of the file below the cell's folder.
     recipe
@@ -93,7 +94,7 @@ class Explained:
     verified
         Whether its exporter ran it in a fresh process; None where it does not say.
     file_bytes
-        Length of the file.
+        Length of the file; of a group's model, of a file that would hold it alone.
     parameters, nonzero
         Weights in the model, and those that are not 0.
     multiply_adds

@@ -1,12 +1,9 @@
 """A trained model of a run, with the data that it is pruned, tuned and checked on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import final
 
-import safetensors
-import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
@@ -17,12 +14,9 @@ from simulations.cell import Cell
 from simulations.data import FederatedData
 from simulations.export.resized import with_arrays
 from simulations.materials import PROXY_ROWS, Materials, materials_of
-from simulations.model_settings import ModelSettings
+from simulations.own_models import GLOBAL, Settings, own_model
 from simulations.records import read_json
-from simulations.strategy_settings import StudentSettings
 
-Which = Literal["global", "student"]
-_FILES: Mapping[Which, str] = {"global": "model.safetensors", "student": "student.safetensors"}
 _CALIBRATION_ROWS = 1000
 
 
@@ -41,8 +35,8 @@ class Deployable:
         The cell that trained it.
     folder : Path
         The cell's folder.
-    which : {"global", "student"}
-        Which of the cell's models it is.
+    which : str
+        Which of the cell's models it is: ``global``, ``student``, or its group.
     data : FederatedData
         The cell's data set; its test part checks what is exported.
     unlabelled : Tensor
@@ -53,10 +47,10 @@ class Deployable:
     """
 
     model: nn.Module
-    settings: ModelSettings | StudentSettings
+    settings: Settings
     cell: Cell
     folder: Path
-    which: Which
+    which: str
     data: FederatedData
     unlabelled: Tensor
     unlabelled_from: str
@@ -68,7 +62,7 @@ class Deployable:
 
 
 def load_deployable(
-    folder: Path, cell_name: str | None = None, which: str = "global", data_dir: str | None = None
+    folder: Path, cell_name: str | None = None, which: str = GLOBAL, data_dir: str | None = None
 ) -> Deployable:
     """Load a model of a finished cell.
 
@@ -78,8 +72,8 @@ def load_deployable(
         Folder of the run.
     cell_name : str, optional
         Name of the cell's folder, ``LABEL-seedK``; needed where the run has several cells.
-    which : {"global", "student"}
-        The global model, or the student that was distilled from it.
+    which : str
+        ``global``, the ``student`` that was distilled, or the group of clients whose model it is.
     data_dir : str, optional
         Folder of data sets, where they lie elsewhere now than when the run was made.
 
@@ -88,18 +82,23 @@ def load_deployable(
     ConfigError
         If there is no such cell, it is not finished, it has no such model, or its data are gone.
     """
-    if which not in _FILES:
-        raise ConfigError(f"export: model must be global or student, got {which!r}")
     path = find_cell(folder, cell_name)
     cell = read_cell(path, data_dir)
-    chosen: Which = "student" if which == "student" else "global"
-    settings = _settings_of(cell, path, chosen)
+    try:
+        own = own_model(cell, which)
+        if own.names:
+            raise ConfigError(
+                f"strategy {cell.label!r} has a model for each group; choose one with --model, "
+                f"such as --model {own.names[0]}"
+            )
+        arrays = own.read(path)
+    except ConfigError as error:
+        raise ConfigError(f"export: {error}") from error
     materials = materials_of(cell)
-    model = materials.new_model(settings, cell.seed)
-    model = with_arrays(model, _read_arrays(path / _FILES[chosen]))
+    model = with_arrays(own.build(materials, cell.seed), arrays)
     unlabelled, origin = _unlabelled(cell, materials)
     return Deployable(
-        model.eval(), settings, cell, path, chosen, materials.data, unlabelled, origin
+        model.eval(), own.settings[0], cell, path, which, materials.data, unlabelled, origin
     )
 
 
@@ -147,28 +146,6 @@ def read_cell(path: Path, data_dir: str | None = None) -> Cell:
     if data_dir is not None:
         values["data"] = {**values.get("data", {}), "data_dir": data_dir}
     return Cell.checked(values, str(path / "cell.json"))
-
-
-def _settings_of(cell: Cell, path: Path, which: Which) -> ModelSettings | StudentSettings:
-    if which == "global":
-        return cell.model
-    if cell.strategy.student is None:
-        raise ConfigError(
-            f"export: cell {path.name} has no student; leave out --model student, or give its "
-            "strategy a student = { … } and run the study again"
-        )
-    return cell.strategy.student
-
-
-def _read_arrays(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ConfigError(f"export: {file} is missing; remove its folder and run the study again")
-    try:
-        return dict(safetensors.numpy.load_file(file))
-    except safetensors.SafetensorError as error:
-        raise ConfigError(
-            f"export: {file} is damaged ({error}); remove its folder and run the study again"
-        ) from error
 
 
 def _unlabelled(cell: Cell, materials: Materials) -> tuple[Tensor, str]:

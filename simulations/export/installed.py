@@ -15,6 +15,4 @@ def check_installed(*modules: str) -> None:
     """
     for module in modules:
         if find_spec(module) is None:
-            raise ConfigError(
-                f"export: {module} is not installed; pip install 'fedcompress[export]'"
-            )
+            raise ConfigError(f"{module} is not installed; pip install 'fedcompress[export]'")

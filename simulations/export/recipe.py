@@ -7,6 +7,7 @@ from typing import Any, final
 from fedcompress import parse
 from fedcompress.checks import near
 from fedcompress.errors import ConfigError
+from fedcompress.pruning.patterns import Pattern, by_layer, n_of_m
 from simulations.export.levels import BITS, CENTROIDS, check_kind, codebook_spec
 
 FORMATS = {
@@ -16,6 +17,7 @@ FORMATS = {
     "archive": ".fca",
 }
 _PARTS = ("rows", "entries")
+_MOST_IN_GROUP = 64
 
 
 @final
@@ -29,6 +31,8 @@ class Recipe:
         Share of filters, dense rows, heads or units that are removed, in [0, 1).
     entries : float
         Share of single weights that become zero, in [0, 1).
+    groups : (int, int) or None
+        n and m where n of every m inputs of a row stay, in place of a share of each layer.
     importance : {"magnitude", "taylor", "fisher"}
         What decides which rows are removed.
     quantize : {"int8", "int4", "codebook"} or None
@@ -43,6 +47,7 @@ class Recipe:
 
     rows: float = 0.0
     entries: float = 0.0
+    groups: tuple[int, int] | None = None
     importance: str = "magnitude"
     quantize: str | None = None
     centroids: int = CENTROIDS
@@ -61,11 +66,22 @@ class Recipe:
         return str(parse(f"route({{{rules}}}, default={codebook_spec(self.centroids)})"))
 
     @property
+    def pattern(self) -> Pattern:
+        """Which single weights become zero."""
+        return by_layer if self.groups is None else n_of_m(*self.groups)
+
+    @property
+    def _entries_name(self) -> str:
+        if self.groups is not None:
+            return "{}of{}".format(*self.groups)
+        return f"entries{self.entries:g}" if self.entries else ""
+
+    @property
     def name(self) -> str:
         """What tells files of one model apart."""
         parts = [
             f"rows{self.rows:g}" if self.rows else "",
-            f"entries{self.entries:g}" if self.entries else "",
+            self._entries_name,
             self.quantize or "",
             f"tuned{self.tune}" if self.tune else "",
         ]
@@ -74,7 +90,12 @@ class Recipe:
     def told(self) -> dict[str, Any]:
         """Give what a recipe file says."""
         return {
-            "prune": {"rows": self.rows, "entries": self.entries, "importance": self.importance},
+            "prune": {
+                "rows": self.rows,
+                "entries": self.entries,
+                "groups": self.groups,
+                "importance": self.importance,
+            },
             "quantize": self.quantize,
             "centroids": self.centroids if self.quantize == "codebook" else None,
             "tune": self.tune,
@@ -90,8 +111,8 @@ def read_recipe(
     Parameters
     ----------
     prune : sequence of str
-        ``"0.9"`` or ``"entries:0.9"`` for single weights, ``"rows:0.5"`` for whole filters, rows,
-        heads and units.
+        ``"0.9"`` or ``"entries:0.9"`` for single weights, ``"2:4"`` for those that leave two of
+        every four inputs, ``"rows:0.5"`` for whole filters, rows, heads and units.
     quantize : str or None
         ``int8``, ``int4`` or ``codebook``.
     tune : int
@@ -105,25 +126,42 @@ def read_recipe(
         Names the option, its value and the mend.
     """
     shares: dict[str, float] = {}
+    groups: tuple[int, int] | None = None
     for text in prune:
         part, colon, number = text.rpartition(":")
-        part = part if colon else "entries"
+        is_of_groups = part.isdecimal()
+        part = "entries" if is_of_groups or not colon else part
         if part not in _PARTS:
             raise ConfigError(
                 f"export: --prune {text}: there is no {part!r}; {near(part, [*_PARTS])}"
             )
         if part in shares:
             raise ConfigError(f"export: --prune names {part} twice; give one share of each")
-        shares[part] = _share(text, number)
+        if is_of_groups:
+            groups = _groups(text)
+            shares[part] = 1 - groups[0] / groups[1]
+        else:
+            shares[part] = _share(text, number)
     if tune < 0:
         raise ConfigError(f"export: --tune must be 0 or more epochs, got {tune}")
     return Recipe(
         rows=shares.get("rows", 0.0),
         entries=shares.get("entries", 0.0),
+        groups=groups,
         importance=importance,
         quantize=None if quantize is None else check_kind(quantize),
         tune=tune,
     )
+
+
+def _groups(text: str) -> tuple[int, int]:
+    n, _, m = text.partition(":")
+    if not m.isdecimal() or not 1 <= int(n) < int(m) <= _MOST_IN_GROUP:
+        raise ConfigError(
+            f"export: --prune {text}: N:M keeps N of every M inputs, 1 to M - 1 of at most "
+            f"{_MOST_IN_GROUP}; write --prune 2:4"
+        )
+    return int(n), int(m)
 
 
 def _share(text: str, number: str) -> float:
@@ -156,12 +194,14 @@ def rungs(recipe: Recipe, kind: str) -> list[Recipe]:
         ladder = [(0.0, 0), (0.5, 32), (0.7, 32), (0.8, 32), (0.8, 16), (0.85, 16), (0.9, 16)]
         ladder += [(0.93, 16), (0.95, 16), (0.97, 16), (0.98, 8), (0.99, 8)]
         found = [recipe] + [
-            replace(recipe, entries=share, quantize="codebook", centroids=count)
+            replace(recipe, entries=share, groups=None, quantize="codebook", centroids=count)
             for share, count in ladder
             if count and share >= recipe.entries and recipe.quantize in (None, "codebook")
         ]
         if recipe.quantize in BITS:
-            found += [replace(recipe, entries=s) for s, _ in ladder if s > recipe.entries]
+            found += [
+                replace(recipe, entries=s, groups=None) for s, _ in ladder if s > recipe.entries
+            ]
         return found
     kept = [recipe] if recipe.quantize else [recipe, replace(recipe, quantize="int8")]
     shares = [share for share in (0.25, 0.5, 0.625, 0.75, 0.875) if share > recipe.rows]

@@ -51,9 +51,10 @@ def prepare(deployable: Deployable, recipe: Recipe, kind: str, *, tuned: bool = 
     if recipe.entries:
         if epochs:
             rng = rng_for(seed, client="server", purpose="tune entries")
-            masks = gradual_masks(model, recipe.entries, steps_of(len(inputs), epochs))
+            steps = steps_of(len(inputs), epochs)
+            masks = gradual_masks(model, recipe.entries, steps, recipe.pattern)
             tune(model, inputs, dense, epochs=epochs, rng=rng, masks_at=masks)
-        prune_entries(model, recipe.entries)
+        prune_entries(model, recipe.entries, recipe.pattern)
     if recipe.quantize and epochs:
         rng = rng_for(seed, client="server", purpose="tune levels")
         kept = _kept(model) if recipe.entries else {}

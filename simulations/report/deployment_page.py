@@ -56,6 +56,8 @@ def _recipe_texts(recipe: Mapping[str, Any]) -> list[str]:
         for part, what in (("rows", "rows taken out"), ("entries", "weights set to zero"))
         if shares.get(part)
     ]
+    if shares.get("groups"):
+        texts[-1] = "{} of every {} inputs kept".format(*shares["groups"])
     if recipe.get("quantize"):
         values = recipe.get("centroids")
         texts.append(f"{recipe['quantize']}{f' of {values} values' if values else ''}")

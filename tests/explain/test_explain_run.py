@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = materials.data.inputs(materials.data.test_x[:8])
     (exports / "float.onnx").write_bytes(onnx_of(model, rows))
     quantize_dynamic(exports / "float.onnx", exports / "int8.onnx", weight_type=QuantType.QInt8)
-    told = {"recipe": {"quantize": "int8"}, "model": {"which": "global"}, "verified": {"rows": 9}}
+    told = {"recipe": {"quantize": "int8"}, "model": "global", "verified": {"rows": 9}}
     (exports / "int8.onnx.json").write_text(json.dumps(told))
     batch = torch.export.Dim("batch")
     program = torch.export.export(model, (rows,), dynamic_shapes=({0: batch},))

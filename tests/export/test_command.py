@@ -58,7 +58,9 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--to", "archive", "--budget", "much"], "is no size; write 100kB"),
     (["--to", "archive", "--budget", "1"], "at least 256 are needed"),
     (["--to", "archive", "--budget", "400"], "the least that this model takes"),
-    (["--to", "archive", "--model", "teacher"], "must be global or student, got 'teacher'"),
+    (["--to", "archive", "--prune", "4:2"], "1 to M - 1 of at most 64; write --prune 2:4"),
+    (["--to", "archive", "--prune", "2:4", "--prune", "0.5"], "entries twice"),
+    (["--to", "archive", "--model", "teacher"], "has no model 'teacher'; known: global, student"),
     (["--to", "archive", "--cell", "dense-seed7"], "did you mean 'dense-seed0'?"),
     (["--to", "archive", "--prune", "rows:0.5", "--importance", "size"], "importance must be"),
 ]
@@ -135,7 +137,8 @@ def test_sizes(text: str, size: int) -> None:
 
 def test_recipes_are_read_as_they_are_written() -> None:
     recipe = read_recipe(["rows:0.5", "0.9"], "codebook", 3, "taylor")
-    assert recipe == Recipe(0.5, 0.9, "taylor", "codebook", tune=3)
+    assert recipe == Recipe(0.5, 0.9, importance="taylor", quantize="codebook", tune=3)
+    assert read_recipe(["2:4"], None, 0) == Recipe(entries=0.5, groups=(2, 4))
     assert read_recipe([], None, 0) == Recipe()
 
 

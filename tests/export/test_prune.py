@@ -11,6 +11,7 @@ from torch import nn
 from fedcompress import rng_for
 from fedcompress.distill import kl_divergence
 from fedcompress.errors import ConfigError
+from fedcompress.pruning import n_of_m
 from fedcompress.resize import fit_to
 from simulations.export import Deployable
 from simulations.export.channels import prune_channels
@@ -57,6 +58,22 @@ def test_shapes_alone_rebuild_a_pruned_model(name: str) -> None:
     rebuilt = fit_to(model_named(name)[0], shapes)
     rebuilt.load_state_dict(pruned.state_dict())
     assert torch.equal(rebuilt.eval()(inputs), pruned(inputs))
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "lstm", "transformer"])
+def test_two_of_every_four_inputs_are_kept_and_they_are_the_largest(name: str) -> None:
+    model, inputs = model_named(name)
+    weights = {key: x.detach().clone() for key, x in model.named_parameters()}
+    prune_entries(model, 0.5, n_of_m(2, 4))
+    pruned = dict(model.named_parameters())
+    for key in prunable(model):
+        before = weights[key].movedim(1, -1)
+        after = pruned[key].detach().movedim(1, -1)
+        whole = before.shape[-1] // 4 * 4
+        before, after = (x[..., :whole].reshape(-1, 4) for x in (before, after))
+        assert ((after != 0).sum(1) == 2).all(), key
+        assert torch.equal(after.abs().sum(1), before.abs().topk(2, dim=1).values.sum(1)), key
+    assert torch.isfinite(model(inputs)).all()
 
 
 def test_filters_that_nothing_reads_go_first() -> None:
