@@ -14,6 +14,9 @@ from simulations.proxy import proxy_source
 from simulations.strategy_settings import DistillSettings
 from strategies import Distilled, build_server
 
+_SPARE_ROUNDS = 4
+"""Before the last one, in which a student's teachers are asked in case that none replies to it."""
+
 
 def build_strategy(cell: Cell, materials: Materials, exchange: Exchange) -> Compressed:
     """Wrap the pieces that a cell names around each other.
@@ -60,7 +63,7 @@ def build_strategy(cell: Cell, materials: Materials, exchange: Exchange) -> Comp
             inner,
             model=exchange.new_model,
             proxy=proxy_source(cell, materials),
-            remember=teaches,
+            remember_from=_asked_from(cell) if teaches else None,
             seed=cell.seed,
             device=cell.device,
             **chosen,
@@ -72,6 +75,11 @@ def build_strategy(cell: Cell, materials: Materials, exchange: Exchange) -> Comp
         downlink=settings.downlink_spec,
         seed=cell.seed,
     )
+
+
+def _asked_from(cell: Cell) -> int:
+    """Give the round from which teachers of a student are asked: the last may have none."""
+    return 1 if cell.strategy.distill.memory else max(1, cell.rounds - _SPARE_ROUNDS)
 
 
 def _weights(exchange: Exchange) -> dict[str, object]:

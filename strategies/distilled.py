@@ -104,9 +104,9 @@ class Distilled(StrategyAround):
         Ask each reply, add it to the mean and forget it before the next is decoded, so that
         memory is that of a few models whatever their number. The strategy inside must need the
         weighted mean alone; the result is the same but for the rounding of that mean.
-    remember : bool
-        Ask the teachers in every round, also before the first that is distilled, and let
-        `last_ensemble` be part of the state that a resumed run goes on with.
+    remember_from : int, optional
+        First round from which the teachers are asked even where nothing is distilled, and
+        `last_ensemble` is part of the state that a resumed run goes on with. By default neither.
     seed : int
         Keys all randomness, together with the round.
     device : str
@@ -150,7 +150,7 @@ class Distilled(StrategyAround):
         first: int = 1,
         hard_label_weight: float = 0.0,
         one_at_a_time: bool = False,
-        remember: bool = False,
+        remember_from: int | None = None,
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
@@ -193,7 +193,7 @@ class Distilled(StrategyAround):
         self.first = first
         self.hard_label_weight = hard_label_weight
         self.one_at_a_time = one_at_a_time
-        self.remember = remember
+        self.remember_from = remember_from
         self.seed = seed
         self.device = device
         self.proxy = proxy if isinstance(proxy, ProxySource) else GivenProxy(proxy)
@@ -228,7 +228,8 @@ class Distilled(StrategyAround):
         """Combine the replies by the strategy inside and distil the clients into the result."""
         self.last_result = None
         distils = server_round >= self.first
-        lesson = self._prepare(server_round) if distils or self.remember else None
+        is_asked = self.remember_from is not None and server_round >= self.remember_from
+        lesson = self._prepare(server_round) if distils or is_asked else None
         usable = self._usable(replies, lesson)
         if self.one_at_a_time:
             like = tensors_of(self._sent)
@@ -272,7 +273,8 @@ class Distilled(StrategyAround):
 
     def state_dict(self) -> dict[str, object]:
         """Give what a later run needs to go on from here (not of the inside)."""
-        kept = {"said": self._said, "ensemble": self.last_ensemble if self.remember else None}
+        ensemble = None if self.remember_from is None else self.last_ensemble
+        kept = {"said": self._said, "ensemble": ensemble}
         return {name: logits.numpy() for name, logits in kept.items() if logits is not None}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:

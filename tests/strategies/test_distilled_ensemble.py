@@ -79,7 +79,7 @@ def test_memory_halves_what_a_round_counts_with_each_that_follows(
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{"memory": 0.5}, {"remember": True}, {}])
+@pytest.mark.parametrize("settings", [{"memory": 0.5}, {"remember_from": 1}, {}])
 def test_a_resumed_run_remembers_what_it_must(toys, digits, clients, settings) -> None:
     def new() -> Distilled:
         inner = FedAvgM(server_momentum=0.9)
@@ -89,13 +89,22 @@ def test_a_resumed_run_remembers_what_it_must(toys, digits, clients, settings) -
     model, _ = toys.run_round(first, clients[0], clients)
     resumed = new()
     load_strategy_state(resumed, strategy_state(first))
-    if settings.get("remember"):
+    if "remember_from" in settings:
         assert torch.equal(resumed.last_ensemble, first.last_ensemble)
     if not settings:
         assert strategy_state(first)["own"] == {}
     one, _ = toys.run_round(first, model, clients[:2], server_round=2)
     two, _ = toys.run_round(resumed, model, clients[:2], server_round=2)
     assert equal(one, two)
+
+
+def test_teachers_are_not_asked_before_it_is_wanted(toys, digits, clients) -> None:
+    strategy = Distilled(
+        FedAvg(), model=toys.mlp, proxy=digits["proxy"], first=9, remember_from=2, steps=5
+    )
+    for number, is_known in ((1, False), (2, True), (3, True)):
+        toys.run_round(strategy, clients[0], clients, server_round=number)
+        assert (strategy.last_ensemble is not None) == is_known
 
 
 def test_what_is_followed_names_all_classes_alike_often(toys, digits, clients, followed) -> None:
