@@ -39,7 +39,7 @@ def show_results(
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache
     with nullcontext() if quiet else console.status("writing the report"):
         # Imported now: a run need not wait for pandas and matplotlib to begin.
-        from simulations.report import load_run, terminal_table, write_report
+        from simulations.report import load_run, terminal_parts, terminal_table, write_report
         from simulations.report.write import current_report
 
         run = load_run(folder)
@@ -47,6 +47,9 @@ def show_results(
         report = kept or write_report(folder)
     wide = console if console.is_terminal else Console(width=PIPED_WIDTH)
     print_table(terminal_table(run), wide)
+    parts = terminal_parts(run)
+    if parts:
+        print_table(parts, wide, dispensable_first=("Clients", "Parameters"), captions={})
     for cell in run.unfinished:
         if cell.damaged:
             wide.print(f"{cell.label}, seed {cell.seed}: {cell.reason}", style="red", markup=False)

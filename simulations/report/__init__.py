@@ -7,17 +7,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from simulations.report.models import part_table, terminal_parts
     from simulations.report.run import Run, load_run
     from simulations.report.summary import summary_table
     from simulations.report.tables import terminal_table
     from simulations.report.write import write_report
 
-__all__ = ["Run", "load_run", "summary_table", "terminal_table", "write_report"]
+__all__ = [
+    "Run",
+    "load_run",
+    "part_table",
+    "summary_table",
+    "terminal_parts",
+    "terminal_table",
+    "write_report",
+]
 
 _HOMES = {
     "Run": "simulations.report.run",
     "load_run": "simulations.report.run",
+    "part_table": "simulations.report.models",
     "summary_table": "simulations.report.summary",
+    "terminal_parts": "simulations.report.models",
     "terminal_table": "simulations.report.tables",
     "write_report": "simulations.report.write",
 }

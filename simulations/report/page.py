@@ -13,23 +13,22 @@ from simulations.report.deployment import Deployment
 from simulations.report.deployment_page import deployment_parts
 from simulations.report.figure import Figure
 from simulations.report.inline import inline_svg, key_svg
-from simulations.report.run import Run, rows_of
+from simulations.report.models import (
+    PART_CAPTION,
+    PART_HEADINGS,
+    STUDENT_CAPTION,
+    STUDENT_HEADINGS,
+    part_rows,
+    student_rows,
+)
+from simulations.report.run import Run
 from simulations.report.study import resolved_study, section
 from simulations.report.style import SERIES
 from simulations.report.tables import HEADINGS, text_rows
-from simulations.report.text import NOT_AVAILABLE, bytes_text, change_text, ratio_text
+from simulations.report.text import bytes_text, change_text, ratio_text
 from simulations.report.totals import traffic_by_label
 
 _HERE = Path(__file__).parent
-STUDENT_HEADINGS = (
-    "Strategy",
-    "Seed",
-    "Global model %",
-    "Student %",
-    "Agreement %",
-    "Parameters",
-    "File",
-)
 ACCEPTED_LOSS_POINTS = 1.0
 """A saving is a headline only where accuracy stays within this of the first row."""
 
@@ -37,6 +36,7 @@ ACCEPTED_LOSS_POINTS = 1.0
 def page(
     run: Run,
     summary: pd.DataFrame,
+    parts: pd.DataFrame,
     figures: Sequence[Figure],
     deployment: Deployment | None = None,
     deployment_figures: Sequence[Figure] = (),
@@ -73,8 +73,8 @@ def page(
         },
         dense=_dense_model(run),
         strategies=summary[["label", "method", "uplink", "downlink"]].to_dict("records"),
-        student_headings=STUDENT_HEADINGS,
-        students=_students(run),
+        parts=_table(PART_HEADINGS, part_rows(parts), PART_CAPTION),
+        students=_table(STUDENT_HEADINGS, student_rows(run), STUDENT_CAPTION),
         settings=flattened({k: v for k, v in resolved.items() if k not in _SHOWN_APART}),
         provenance=flattened({k: v for k, v in run.study.items() if k not in _SHOWN_APART}),
         commit=_commit(run).removesuffix("-dirty"),
@@ -98,6 +98,12 @@ def flattened(source: Mapping[str, object], prefix: str = "") -> list[tuple[str,
         elif value is not None:
             rows.append((name, json.dumps(value, ensure_ascii=False)))
     return rows
+
+
+def _table(
+    headings: tuple[str, ...], rows: list[tuple[str, ...]], caption: str
+) -> dict[str, object] | None:
+    return {"headings": headings, "rows": rows, "caption": caption} if rows else None
 
 
 def _figure_parts(figure: Figure) -> dict[str, object]:
@@ -185,35 +191,6 @@ def _finding_note(column: str, row: pd.Series, first: str) -> str:
 def _dense_model(run: Run) -> str:
     traffic = traffic_by_label(run)
     return bytes_text(max(t.dense_bytes for t in traffic.values())) if traffic else ""
-
-
-def _students(run: Run) -> list[tuple[str, ...]]:
-    """Return one row of texts per finished cell that has a student."""
-    if run.results.empty or "student" not in run.results:
-        return []
-    return [
-        (
-            str(row["label"]),
-            str(row["seed"]),
-            _percent(_last_accuracy(run, str(row["label"]), int(row["seed"]))),
-            _percent(student.get("accuracy")),
-            _percent(student.get("agreement")),
-            f"{student['parameters']:,} of {student['teacher_parameters']:,}",
-            f"{bytes_text(student['file_bytes'])} of {bytes_text(student['teacher_file_bytes'])}",
-        )
-        for row in run.results.to_dict("records")
-        if isinstance(student := row["student"], Mapping)
-    ]
-
-
-def _last_accuracy(run: Run, label: str, seed: int) -> float | None:
-    """Return the accuracy of the model that the student learnt from."""
-    evaluated = rows_of(run.rounds, label, seed).sort_values("round")["accuracy"].dropna()
-    return None if evaluated.empty else float(evaluated.iloc[-1])
-
-
-def _percent(share: object) -> str:
-    return f"{100 * share:.2f}" if isinstance(share, int | float) else NOT_AVAILABLE
 
 
 def _commit(run: Run) -> str:

@@ -1,5 +1,7 @@
 """The summary table as CSV, Markdown, LaTeX and rows for a terminal."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from simulations.report.run import Run
@@ -85,10 +87,17 @@ def csv_table(summary: pd.DataFrame) -> str:
 
 def markdown_table(summary: pd.DataFrame) -> str:
     """Return a Markdown table with its caption."""
-    rule = ["---"] + ["---:"] * (len(HEADINGS) - 1)
-    body = [[markdown_cell(text) for text in row] for row in text_rows(summary)]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (list(HEADINGS), rule, *body)]
-    return "\n".join([*lines, "", CAPTION, ""])
+    return markdown_of(HEADINGS, text_rows(summary), CAPTION)
+
+
+def markdown_of(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str, texts: int = 1
+) -> str:
+    """Return rows as a Markdown table with a caption; the first columns are texts."""
+    rule = ["---"] * texts + ["---:"] * (len(headings) - texts)
+    body = [[markdown_cell(text) for text in row] for row in rows]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (headings, rule, *body)]
+    return "\n".join([*lines, "", caption, ""])
 
 
 def latex_table(summary: pd.DataFrame) -> str:

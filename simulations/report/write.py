@@ -8,12 +8,21 @@ from simulations.report.curves import curve_figures
 from simulations.report.deployment import load_deployment
 from simulations.report.deployment_figures import deployment_figures
 from simulations.report.figure import FORMATS, Figure, render
+from simulations.report.models import (
+    PART_CAPTION,
+    PART_HEADINGS,
+    STUDENT_CAPTION,
+    STUDENT_HEADINGS,
+    part_rows,
+    part_table,
+    student_rows,
+)
 from simulations.report.page import page
 from simulations.report.run import Run, load_run
 from simulations.report.seconds import seconds_figure
 from simulations.report.simulated import time_figure
 from simulations.report.summary import summary_table
-from simulations.report.tables import csv_table, latex_table, markdown_table
+from simulations.report.tables import csv_table, latex_table, markdown_of, markdown_table
 
 
 def write_report(folder: str | Path) -> Path:
@@ -44,14 +53,21 @@ def write_report(folder: str | Path) -> Path:
             for file_format in FORMATS:
                 path = run.folder / "figures" / f"{figure.name}.{file_format}"
                 _write(path, render(figure, file_format))
-    for ending, text in (
-        ("csv", csv_table(summary)),
-        ("md", markdown_table(summary)),
-        ("tex", latex_table(summary)),
-    ):
-        _write(run.folder / "tables" / f"results.{ending}", text.encode("utf-8"))
+    tables = {
+        "results.csv": csv_table(summary),
+        "results.md": markdown_table(summary),
+        "results.tex": latex_table(summary),
+    }
+    parts, students = part_table(run), student_rows(run)
+    if len(parts):
+        tables["models.csv"] = csv_table(parts)
+        tables["models.md"] = markdown_of(PART_HEADINGS, part_rows(parts), PART_CAPTION, texts=2)
+    if students:
+        tables["students.md"] = markdown_of(STUDENT_HEADINGS, students, STUDENT_CAPTION)
+    for name, text in tables.items():
+        _write(run.folder / "tables" / name, text.encode("utf-8"))
     report = run.folder / "report.html"
-    _write(report, page(run, summary, figures, deployment, deployed).encode("utf-8"))
+    _write(report, page(run, summary, parts, figures, deployment, deployed).encode("utf-8"))
     return report
 
 
