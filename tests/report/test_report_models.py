@@ -1,4 +1,4 @@
-"""Models that were tested by themselves: a row each, on the page, in the tables, in the terminal."""
+"""Models that were tested by themselves: on the page, in the tables, in the terminal."""
 
 from __future__ import annotations
 
