@@ -7,6 +7,7 @@ from simulations.report.deployment import (
     HEADINGS,
     DeployedModel,
     Deployment,
+    caption,
     findings,
     in_words,
     text_rows,
@@ -19,7 +20,7 @@ def deployment_parts(deployment: Deployment) -> dict[str, Any]:
         "findings": findings(deployment),
         "headings": HEADINGS,
         "rows": text_rows(deployment),
-        "many_seeds": any(len(model.seeds) > 1 for model in deployment.models),
+        "caption": caption(deployment),
         "problems": deployment.problems,
         "words": [
             (model.text, _made(model), in_words(model))

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from simulations.records import write_whole
+from simulations.report import deployment as deployments
 from simulations.report.bars import direction_figure, stream_figure
 from simulations.report.curves import curve_figures
-from simulations.report.deployment import load_deployment
 from simulations.report.deployment_figures import deployment_figures
 from simulations.report.figure import FORMATS, Figure, render
 from simulations.report.models import (
@@ -46,7 +46,7 @@ def write_report(folder: str | Path) -> Path:
     run = load_run(folder)
     summary = summary_table(run)
     figures = all_figures(run)
-    deployment = load_deployment(run)
+    deployment = deployments.load_deployment(run)
     deployed = [] if deployment is None else deployment_figures(deployment)
     if not run.results.empty:
         for figure in [*figures, *deployed]:
@@ -64,6 +64,12 @@ def write_report(folder: str | Path) -> Path:
         tables["models.md"] = markdown_of(PART_HEADINGS, part_rows(parts), PART_CAPTION, texts=2)
     if students:
         tables["students.md"] = markdown_of(STUDENT_HEADINGS, students, STUDENT_CAPTION)
+    if deployment is not None:
+        tables["deployment.md"] = markdown_of(
+            deployments.HEADINGS,
+            deployments.text_rows(deployment),
+            deployments.caption(deployment),
+        )
     for name, text in tables.items():
         _write(run.folder / "tables" / name, text.encode("utf-8"))
     report = run.folder / "report.html"

@@ -184,6 +184,10 @@ def test_the_report_tells_of_it_and_has_the_same_bytes_again(
     text = (folder / "report.html").read_bytes()
     for name in ("int8.onnx", "pruned.safetensors", "Which weights are gone", "cut.onnx"):
         assert name.encode() in text
+    table = (folder / "tables" / "deployment.md").read_text("utf-8")
+    assert "| int8.onnx |" in table
+    assert "half its 95 % interval over test rows" in table
+    assert "half its 95 % interval over test rows" in text.decode()
     write_report(folder)
     assert (folder / "report.html").read_bytes() == text
 
