@@ -89,15 +89,22 @@ class Materials:
             rows = np.flatnonzero(self.proxy_mask)
             return self.data.inputs(self.data.train_x[rows])
         if self.proxy.source != "data":
+            why = f"those of kind {self.proxy.source!r} are made anew in each round"
             raise ConfigError(
-                f"proxy: there are no rows of kind {self.proxy.source!r} here, with proxy.samples "
-                f'= {self.proxy.samples}; set proxy.kind = "held_out" and proxy.samples = 1000, say'
+                f"proxy: fixed rows are needed here, and "
+                f"{why if self.proxy.samples else 'proxy.samples is 0'}; "
+                'set proxy.kind = "held_out" and proxy.samples = 1000, say'
             )
         other = load_data(str(self.proxy.data), self.data_dir)
         if other.train_x.shape[1:] != self.data.train_x.shape[1:]:
             raise ConfigError(
                 f"proxy.data: {other.name} has inputs of shape {other.train_x.shape[1:]}, "
                 f"{self.data.name} of {self.data.train_x.shape[1:]}; choose data of the same shape"
+            )
+        if len(other.train_x) < self.proxy.samples:
+            raise ConfigError(
+                f"proxy.samples: {other.name} has {len(other.train_x)} rows, got "
+                f"{self.proxy.samples}; set fewer"
             )
         return other.inputs(other.train_x[: self.proxy.samples])
 

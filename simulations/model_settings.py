@@ -110,5 +110,7 @@ def _checked(settings: dict[str, object], text: str) -> ModelSettings:
 
 
 def _like_this(error: Exception | None = None) -> str:
-    said = f"{error}; " if error is not None else ""
+    # Python's own words of a syntax error name a file and a line that are not there.
+    reason = error.msg if isinstance(error, SyntaxError) else error
+    said = f"{reason}; " if reason is not None else ""
     return f'{said}write such as "mlp(hidden=[200]); lenet(width=0.5)"'

@@ -11,10 +11,11 @@ import safetensors.numpy
 from torch import nn
 
 from fedcompress.checks import near
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, LayoutError
 from simulations.cell import Cell
 from simulations.materials import Materials
 from simulations.model_settings import ModelSettings
+from simulations.models.resized import with_arrays
 from simulations.strategy_settings import StudentSettings
 
 GLOBAL, STUDENT = "global", "student"
@@ -58,16 +59,28 @@ class OwnModel:
 
         return JointModel(dict(zip(self.names, models, strict=True)))
 
-    def read(self, folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-        """Read its arrays from a cell's folder.
+    def load(self, folder: Path, materials: Materials, seed: int) -> nn.Module:
+        """Build it with the arrays that lie in a cell's folder, in evaluation mode.
 
         Raises
         ------
         ConfigError
-            If the file is missing or damaged.
+            If the file is missing or damaged, holds another model, or numbers that are not finite.
         """
-        file = folder / self.file
-        mend = f"remove {folder} and run the study again"
+        file, mend = folder / self.file, f"remove {folder} and run the study again"
+        arrays = self._read(file, mend)
+        for name, x in arrays.items():
+            if not np.isfinite(x).all():
+                raise ConfigError(
+                    f"{file}: array {name!r} is not finite, so its training has diverged; run the "
+                    "study with a lower learning rate"
+                )
+        try:
+            return with_arrays(self.build(materials, seed), arrays).eval()
+        except LayoutError as error:
+            raise ConfigError(f"{file} holds another model ({error}); {mend}") from error
+
+    def _read(self, file: Path, mend: str) -> dict[str, np.ndarray[Any, Any]]:
         if not file.is_file():
             raise ConfigError(f"{file} is missing; {mend}")
         try:

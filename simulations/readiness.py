@@ -7,8 +7,7 @@ import torch
 
 from fedcompress.errors import ConfigError
 from simulations.cell import Cell
-from simulations.exchanges.exchange import build_exchange
-from simulations.exchanges.kept_models import trained_model
+from simulations.exchanges.exchange import Exchange, build_exchange
 from simulations.materials import Materials, materials_of
 from simulations.strategy import build_strategy
 from strategies.student import count_parameters
@@ -43,8 +42,9 @@ def check_ready(cells: Sequence[Cell]) -> None:
         materials = materials_of(cell)
         if cell.label not in built:
             built.add(cell.label)
-            build_strategy(cell, materials, build_exchange(cell, materials))
-            _check_models(cell, materials)
+            exchange = build_exchange(cell, materials)
+            build_strategy(cell, materials, exchange)
+            _check_models(cell, materials, exchange)
 
 
 def check_device(device: str) -> None:
@@ -72,9 +72,9 @@ def _found() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _check_models(cell: Cell, materials: Materials) -> None:
+def _check_models(cell: Cell, materials: Materials, exchange: Exchange) -> None:
     """Build the global model and the student, which has to be the smaller."""
-    teacher = count_parameters(trained_model(cell.model, materials, cell.seed))
+    teacher = count_parameters(exchange.new_model())
     settings = cell.strategy.student
     if settings is None:
         return

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, final
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from fedcompress.array_rules import canonical
 from fedcompress.checks import near
 from fedcompress.errors import ConfigError
+from fedcompress.pruning.patterns import MOST_IN_GROUP
 from simulations.exchanges.registry import EXCHANGES
 from simulations.model_settings import ModelName, read_models
 from simulations.settings import (
@@ -107,6 +109,10 @@ class WidthsSettings(Section):
     mask_loss: bool = True
 
 
+def _check_array_rule(rule: str) -> str:
+    return canonical("only", rule)
+
+
 @final
 class PruneSettings(Section):
     """Weights pruned during training, by a schedule of rounds.
@@ -124,15 +130,18 @@ class PruneSettings(Section):
     last: Count = 20
     every: Count = 5
     regrow: Share = 0.0
-    only: NotEmpty = "ndim>=2"
+    only: Annotated[NotEmpty, AfterValidator(_check_array_rule)] = "ndim>=2"
     adaptive_step: Positive | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.last < self.first:
             raise ValueError(f".last must be at least first, {self.first}, got {self.last}")
-        if self.n > self.m:
-            raise ValueError(f".n must be at most m, {self.m}, got {self.n}")
+        if self.pattern == "n_of_m" and not self.n < self.m <= MOST_IN_GROUP:
+            raise ValueError(
+                f".n must be below m, and m at most {MOST_IN_GROUP}, got n = {self.n} and m = "
+                f"{self.m}"
+            )
         return self
 
 
@@ -276,6 +285,11 @@ class StrategySettings(Section):
             raise ValueError(
                 f".{name} is not read by the exchange {chosen!r}; "
                 + (mend or "no exchange here reads it, leave it out")
+            )
+        adaptive = self.prune is not None and self.prune.adaptive_step is not None
+        if adaptive and self.uplink is not None:
+            raise ValueError(
+                f".uplink: prune.adaptive_step takes its place, got {self.uplink!r}; leave out one"
             )
         teaches = self.student is not None and self.student.teacher == "ensemble"
         unsaid = self.distill.enabled is None and not self.distills and not teaches

@@ -15,6 +15,9 @@ from fedcompress.errors import ConfigError
 Pattern = Callable[[Mapping[str, Tensor], float], dict[str, Tensor]]
 """Scores, and the share of entries to keep, to bool masks of the scores' names and shapes."""
 
+MOST_IN_GROUP = 64
+"""Entries of a group of `n_of_m`, at most."""
+
 LEAST_OF_LAYER = 0.02
 """Share of an array that `across_layers` leaves it: a layer without weights cuts the network."""
 
@@ -139,7 +142,7 @@ def n_of_m(n: int, m: int) -> Pattern:
     ConfigError
         If ``n`` or ``m`` is out of range.
     """
-    check_integer("n_of_m", "m", m, 2, 64)
+    check_integer("n_of_m", "m", m, 2, MOST_IN_GROUP)
     check_integer("n_of_m", "n", n, 1, m - 1)
 
     def pattern(scores: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:

@@ -32,8 +32,8 @@ def decode_tables(tables: datasets.DatasetDict, name: str) -> CachedArrays:
         decoded = _decode_characters(tables, name)
     else:
         raise ConfigError(
-            f"data: {name!r} has the columns {', '.join(features)}; needed are an image and "
-            "a label, or strings x (a window of characters) and y (the next one)"
+            f"data: {name!r} has the columns {_told(features)}; needed are an Image and a label, "
+            "or strings x (a window of characters) and y (the next one)"
         )
     arrays = dict(decoded.arrays)
     for key in _NATURAL_IDS:
@@ -41,6 +41,14 @@ def decode_tables(tables: datasets.DatasetDict, name: str) -> CachedArrays:
             arrays["natural_ids"] = np.array([str(i) for i in tables["train"][key][:]])
             break
     return CachedArrays(arrays, decoded.facts)
+
+
+def _told(features: datasets.Features) -> str:
+    """Name columns with their types: a table may have the right names and hold something else."""
+    return ", ".join(
+        f"{key} ({getattr(feature, 'dtype', type(feature).__name__)})"
+        for key, feature in features.items()
+    )
 
 
 def _decode_images(tables: datasets.DatasetDict, name: str, column: str) -> CachedArrays:

@@ -9,6 +9,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedcompress import rng_for
+from fedcompress.errors import ConfigError
 from fedcompress.links import Uplink
 from fedcompress.packing import mask_in_use
 from fedcompress.pruning import (
@@ -48,6 +49,13 @@ class Packed(Exchange):
     def __init__(self, cell: Cell, materials: Materials) -> None:
         super().__init__(cell, materials)
         self._settings = cell.strategy.prune or PruneSettings()
+        if cell.rounds < self._settings.last:
+            raise ConfigError(
+                f"strategies.{cell.label}.prune.last: weights are pruned until round "
+                f"{self._settings.last} and there are {cell.rounds} rounds, so a sparsity of "
+                f"{self._settings.sparsity:g} would not be reached; set prune.first and prune.last "
+                "lower, or more rounds"
+            )
         self._whole = WholeModel(cell, materials)
         self._pruned: Pruned | None = None
 

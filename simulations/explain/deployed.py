@@ -19,7 +19,6 @@ from simulations.explain.runtime import Graph, onnx_of
 from simulations.export.archive import load_archive
 from simulations.export.levels import restored_arrays
 from simulations.export.recipe import FORMATS
-from simulations.export.resized import with_arrays
 from simulations.export.standard import load_safetensors
 from simulations.materials import Materials
 from simulations.models.arrays import state_of
@@ -152,10 +151,10 @@ def read_deployed(file: ModelFile, cell: Cell, materials: Materials, inputs: Arr
         model = load_archive(file.path)
         return _of_module(file, model, model, rows, state_of(model))
     own = own_model(cell, file.origin)
-    built = own.build(materials, cell.seed)
     if file.kind in OWN_KINDS:
-        model = with_arrays(built, own.read(file.path.parent)).eval()
+        model = own.load(file.path.parent, materials, cell.seed)
         return _of_module(file, model, model, rows, state_of(model))
+    built = own.build(materials, cell.seed)
     if file.kind == "torch-export":
         program = _load_program(file.path)
         held = _Held(program.module())

@@ -7,7 +7,7 @@ from typing import TypeVar
 from fedcompress.errors import ConfigError
 
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000, "kib": 1024, "mib": 1 << 20}
-_LEAST = 256
+_LEAST, _MOST = 256, 1e15
 T = TypeVar("T")
 
 
@@ -23,12 +23,12 @@ def read_bytes_text(text: str) -> int:
     unit = None if found is None else _UNITS.get(found[2].lower())
     if found is None or unit is None:
         raise ConfigError(f"export: --budget {text!r} is no size; write 100kB, 1.5MB or 40000")
-    size = int(float(found[1]) * unit)
-    if size < _LEAST:
+    size = float(found[1]) * unit
+    if not _LEAST <= size < _MOST:
         raise ConfigError(
-            f"export: --budget {text!r} is {size} bytes; at least {_LEAST} are needed"
+            f"export: --budget {text!r} is {size:.12g} bytes; it must be from {_LEAST} to {_MOST:g}"
         )
-    return size
+    return int(size)
 
 
 def meet_budget(rungs: Sequence[T], measure: Callable[[T], int], most_bytes: int) -> int:
@@ -66,6 +66,30 @@ def meet_budget(rungs: Sequence[T], measure: Callable[[T], int], most_bytes: int
         else:
             low = middle
     return high
+
+
+def least_size(size_within: Callable[[int], float], too_little: int, enough: int) -> int:
+    """Find the least budget that a codec which takes one can meet.
+
+    Parameters
+    ----------
+    size_within : callable
+        Gives the bytes of the file for a budget; more than the budget where it cannot be met.
+    too_little, enough : int
+        A budget that cannot be met, and a size that something else reaches.
+
+    Returns
+    -------
+    int
+        At most `enough`.
+    """
+    while enough - too_little > 1:
+        middle = (too_little + enough) // 2
+        if size_within(middle) <= middle:
+            enough = middle
+        else:
+            too_little = middle
+    return enough
 
 
 def over_budget(least: int, most_bytes: int) -> str:

@@ -11,7 +11,7 @@ from fedcompress.errors import ConfigError
 from simulations.export.importance import weight_scores
 from simulations.export.installed import check_installed
 from simulations.export.recurrent import has_units, prune_units
-from simulations.export.resized import with_arrays
+from simulations.models.resized import with_arrays
 from simulations.models.transformer import HEAD_SIZE, Attention
 
 _ROUND_TO = 8  # channels: what kernels work on at once

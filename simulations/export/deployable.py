@@ -12,7 +12,6 @@ from fedcompress.checks import near
 from fedcompress.errors import ConfigError
 from simulations.cell import Cell
 from simulations.data import FederatedData
-from simulations.export.resized import with_arrays
 from simulations.materials import PROXY_ROWS, Materials, materials_of
 from simulations.own_models import GLOBAL, Settings, own_model
 from simulations.records import read_json
@@ -91,11 +90,10 @@ def load_deployable(
                 f"strategy {cell.label!r} has a model for each group; choose one with --model, "
                 f"such as --model {own.names[0]}"
             )
-        arrays = own.read(path)
+        materials = materials_of(cell)
+        model = own.load(path, materials, cell.seed)
     except ConfigError as error:
         raise ConfigError(f"export: {error}") from error
-    materials = materials_of(cell)
-    model = with_arrays(own.build(materials, cell.seed), arrays)
     unlabelled, origin = _unlabelled(cell, materials)
     return Deployable(
         model.eval(), own.settings[0], cell, path, which, materials.data, unlabelled, origin

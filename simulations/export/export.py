@@ -1,5 +1,6 @@
 """Export a model: follow the recipe, write the file, and check it in a fresh process."""
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from fedcompress.distill import predict_logits
 from fedcompress.errors import BudgetError, ConfigError
 from simulations.export.archive import Head, archive_bytes, load_archive, write_archive
-from simulations.export.budget import meet_budget, over_budget
+from simulations.export.budget import least_size, meet_budget, over_budget
 from simulations.export.deployable import Deployable
 from simulations.export.installed import check_installed
 from simulations.export.levels import BITS, round_weights, stored_arrays
@@ -96,11 +97,13 @@ def export_model(
     ConfigError
         If the budget cannot be met, the recipe cannot be followed, or a library is missing.
     FedcompressError
-        If the file does not answer as the model that was written; it is removed.
+        If the file does not answer as the model that was written; what stood in its place stays.
     OSError
         If the file cannot be written.
     """
     check_installed(*_NEEDS.get(kind, ()))
+    if path is not None:
+        _check_out(path, deployable)
     choices = [recipe]
     if budget is not None:
         say("looking for the mildest recipe within the budget")
@@ -111,12 +114,17 @@ def export_model(
         model = prepare(deployable, chosen, kind)
         file = path or _default_path(deployable, chosen, kind)
         file.parent.mkdir(parents=True, exist_ok=True)
-        size = write(deployable, model, chosen, kind, file)
-        if budget is None or size <= budget:
+        with tempfile.TemporaryDirectory(prefix=".draft-", dir=file.parent) as folder:
+            draft = Path(folder) / file.name
+            size = write(deployable, model, chosen, kind, draft)
+            if budget is not None and size > budget:
+                least = size  # tuning may leave a little more to say than there was before
+                continue
             say("checking in a fresh process")
-            return _checked(deployable, model, chosen, kind, file, size)
-        file.unlink()  # tuning may leave a little more to say than there was before
-        least = size
+            exported = replace(_checked(deployable, model, chosen, kind, draft, size), path=file)
+            draft.replace(file)
+        write_json(file.with_name(f"{file.name}.json"), told(exported, deployable))
+        return exported
     raise ConfigError(over_budget(least, budget or 0))
 
 
@@ -196,15 +204,24 @@ def _within(deployable: Deployable, recipe: Recipe, kind: str, budget: int) -> l
     except ConfigError:
         if kind != "archive":
             raise
-        # Beyond the ladder the codecs' own budget decides what of the weights is told.
-        last = _budgeted(deployable, ladder[-1], budget)
+    # Beyond the ladder the codecs' own budget decides what of the weights is told.
+    last = ladder[-1]
+    sizes = _sizes(lambda most: measure(_budgeted(deployable, last, most)))
+    if sizes(budget) > budget:
+        raise ConfigError(over_budget(least_size(sizes, budget, measure(last)), budget))
+    return [_budgeted(deployable, last, budget)]
+
+
+def _sizes(measure: Callable[[int], int]) -> Callable[[int], float]:
+    """Measure a budget's file; infinite where the codec cannot meet the budget."""
+
+    def size(budget: int) -> float:
         try:
-            size = measure(last)
-        except BudgetError as error:
-            raise ConfigError(over_budget(measure(ladder[-1]), budget)) from error
-        if size > budget:
-            raise
-        return [last]
+            return measure(budget)
+        except BudgetError:
+            return math.inf
+
+    return size
 
 
 def _budgeted(deployable: Deployable, recipe: Recipe, budget: int) -> Recipe:
@@ -219,6 +236,18 @@ def _budgeted(deployable: Deployable, recipe: Recipe, budget: int) -> Recipe:
     return replace(recipe, spec=spec.format(max(budget - head - 16, 32)), quantize=None)
 
 
+def _check_out(path: Path, deployable: Deployable) -> None:
+    """Refuse to write where a folder stands, or a record of the run."""
+    if path.is_dir():
+        raise ConfigError(f"export: --out {path} is a folder; name a file in it")
+    place, run = path.resolve(), deployable.folder.parents[1].resolve()
+    is_record = place.is_relative_to(run) and "exports" not in place.relative_to(run).parts
+    if is_record and path.exists():
+        raise ConfigError(
+            f"export: --out {path} is a record of the run; name another file, or leave --out out"
+        )
+
+
 def _default_path(deployable: Deployable, recipe: Recipe, kind: str) -> Path:
     which = "model" if deployable.which == "global" else deployable.which
     return deployable.folder / "exports" / f"{which}{recipe.name}{FORMATS[kind]}"
@@ -230,20 +259,16 @@ def _checked(
     data = deployable.data
     inputs = data.inputs(data.test_x[:CHECKED_ROWS])
     written = load_archive(path) if kind == "archive" else _rounded(model, recipe, kind)
-    try:
-        verified = verify(
-            path,
-            kind,
-            inputs,
-            data.test_y[:CHECKED_ROWS],
-            written=predict_logits(written, inputs),
-            dense=predict_logits(deployable.model, inputs),
-            graph=program_bytes(written, deployable.example) if kind == "safetensors" else b"",
-            exact=not (kind == "onnx" and recipe.quantize == "int8"),
-        )
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    verified = verify(
+        path,
+        kind,
+        inputs,
+        data.test_y[:CHECKED_ROWS],
+        written=predict_logits(written, inputs),
+        dense=predict_logits(deployable.model, inputs),
+        graph=program_bytes(written, deployable.example) if kind == "safetensors" else b"",
+        exact=not (kind == "onnx" and recipe.quantize == "int8"),
+    )
     kernels: dict[str, int] = {}
     if kind == "onnx":
         from simulations.export.onnx_file import kernels_of
@@ -251,7 +276,7 @@ def _checked(
         kernels, _ = kernels_of(path)
     from strategies.student import count_parameters, file_bytes
 
-    exported = Exported(
+    return Exported(
         path=path,
         kind=kind,
         recipe=recipe,
@@ -263,8 +288,6 @@ def _checked(
         kernels=kernels,
         verified=verified,
     )
-    write_json(path.with_name(f"{path.name}.json"), told(exported, deployable))
-    return exported
 
 
 def told(exported: Exported, deployable: Deployable) -> dict[str, Any]:

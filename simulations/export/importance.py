@@ -83,3 +83,4 @@ _KINDS: Mapping[str, Callable[[nn.Module, Tensor], Mapping[str, Tensor]]] = {
     "taylor": _squared_mean,
     "fisher": _mean_square,
 }
+IMPORTANCES = tuple(_KINDS)

@@ -1,5 +1,6 @@
 """How a model is made smaller: what is pruned, how it is quantized, how long it is tuned."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -7,7 +8,8 @@ from typing import Any, final
 from fedcompress import parse
 from fedcompress.checks import near
 from fedcompress.errors import ConfigError
-from fedcompress.pruning.patterns import Pattern, by_layer, n_of_m
+from fedcompress.pruning.patterns import MOST_IN_GROUP, Pattern, by_layer, n_of_m
+from simulations.export.importance import IMPORTANCES
 from simulations.export.levels import BITS, CENTROIDS, check_kind, codebook_spec
 
 FORMATS = {
@@ -17,7 +19,6 @@ FORMATS = {
     "archive": ".fca",
 }
 _PARTS = ("rows", "entries")
-_MOST_IN_GROUP = 64
 
 
 @final
@@ -77,12 +78,22 @@ class Recipe:
         return f"entries{self.entries:g}" if self.entries else ""
 
     @property
+    def _chosen_by(self) -> str:
+        return "" if self.importance == "magnitude" else f"-{self.importance}"
+
+    @property
+    def _quantize_name(self) -> str:
+        is_other = self.quantize == "codebook" and self.centroids != CENTROIDS
+        return f"codebook{self.centroids}" if is_other else self.quantize or ""
+
+    @property
     def name(self) -> str:
         """What tells files of one model apart."""
         parts = [
-            f"rows{self.rows:g}" if self.rows else "",
+            f"rows{self.rows:g}{self._chosen_by}" if self.rows else "",
             self._entries_name,
-            self.quantize or "",
+            self._quantize_name,
+            "-".join(re.findall(r"[\w.]+", self.spec or "")),
             f"tuned{self.tune}" if self.tune else "",
         ]
         return "-".join(["", *filter(None, parts)])
@@ -129,7 +140,7 @@ def read_recipe(
     groups: tuple[int, int] | None = None
     for text in prune:
         part, colon, number = text.rpartition(":")
-        is_of_groups = part.isdecimal()
+        is_of_groups = bool(colon) and text[0].isdecimal()
         part = "entries" if is_of_groups or not colon else part
         if part not in _PARTS:
             raise ConfigError(
@@ -142,6 +153,14 @@ def read_recipe(
             shares[part] = 1 - groups[0] / groups[1]
         else:
             shares[part] = _share(text, number)
+    if importance not in IMPORTANCES:
+        known = ", ".join(IMPORTANCES)
+        raise ConfigError(f"export: importance must be {known}; {near(importance, [*IMPORTANCES])}")
+    if importance != IMPORTANCES[0] and "rows" not in shares:
+        raise ConfigError(
+            f"export: --importance {importance} chooses rows, and none are removed; add --prune "
+            "rows:0.5, or leave it out"
+        )
     if tune < 0:
         raise ConfigError(f"export: --tune must be 0 or more epochs, got {tune}")
     return Recipe(
@@ -156,10 +175,10 @@ def read_recipe(
 
 def _groups(text: str) -> tuple[int, int]:
     n, _, m = text.partition(":")
-    if not m.isdecimal() or not 1 <= int(n) < int(m) <= _MOST_IN_GROUP:
+    if not m.isdecimal() or not 1 <= int(n) < int(m) <= MOST_IN_GROUP:
         raise ConfigError(
             f"export: --prune {text}: N:M keeps N of every M inputs, 1 to M - 1 of at most "
-            f"{_MOST_IN_GROUP}; write --prune 2:4"
+            f"{MOST_IN_GROUP}; write --prune 2:4"
         )
     return int(n), int(m)
 
@@ -191,16 +210,19 @@ def rungs(recipe: Recipe, kind: str) -> list[Recipe]:
     as much room as any number, remove rows.
     """
     if kind == "archive":
-        ladder = [(0.0, 0), (0.5, 32), (0.7, 32), (0.8, 32), (0.8, 16), (0.85, 16), (0.9, 16)]
-        ladder += [(0.93, 16), (0.95, 16), (0.97, 16), (0.98, 8), (0.99, 8)]
+        ladder = [(0.0, 128), (0.0, 64), (0.0, 32), (0.0, 16), (0.5, 16), (0.7, 16), (0.8, 16)]
+        ladder += [(0.85, 16), (0.9, 16), (0.93, 16), (0.95, 16), (0.97, 16), (0.98, 8), (0.99, 8)]
+        most = recipe.centroids if recipe.quantize == "codebook" else ladder[0][1]
         found = [recipe] + [
             replace(recipe, entries=share, groups=None, quantize="codebook", centroids=count)
             for share, count in ladder
-            if count and share >= recipe.entries and recipe.quantize in (None, "codebook")
+            if count <= most and share >= recipe.entries and recipe.quantize in (None, "codebook")
         ]
         if recipe.quantize in BITS:
             found += [
-                replace(recipe, entries=s, groups=None) for s, _ in ladder if s > recipe.entries
+                replace(recipe, entries=share, groups=None)
+                for share in sorted({share for share, _ in ladder})
+                if share > recipe.entries
             ]
         return found
     kept = [recipe] if recipe.quantize else [recipe, replace(recipe, quantize="int8")]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedcompress.errors import ConfigError
 from simulations.export.levels import restored_arrays, stored_arrays
-from simulations.export.resized import with_arrays
+from simulations.models.resized import with_arrays
 from simulations.records import write_whole
 
 

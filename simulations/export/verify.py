@@ -149,12 +149,14 @@ def verify(
     same = made.argmax(1) == written.numpy().argmax(1)
     alone = not loaded
     if kind in STANDARD and not alone:
-        raise FedcompressError(f"export: {path} was read with {loaded}; it must be read without")
+        raise FedcompressError(
+            f"export: {path.name} was read with {loaded}; it must be read without"
+        )
     near = difference <= NEAR * max(1.0, float(written.abs().max()))
     # Between two classes that are nearly equal rounding may decide.
     if not np.isfinite(made).all() or (exact and not near):
         raise FedcompressError(
-            f"export: {path} does not answer as the model that was written: logits differ by "
+            f"export: {path.name} does not answer as the model that was written: logits differ by "
             f"{difference:.2g}, {(~same).sum()} of {len(same)} classes"
         )
     return Verified(
@@ -198,5 +200,5 @@ def answer(path: Path, kind: str, inputs: Tensor, graph: bytes = b"") -> tuple[n
         )
         if ended.returncode != 0:
             last = ended.stderr.strip().rpartition("\n")[2]
-            raise FedcompressError(f"export: a fresh process could not use {path}: {last}")
+            raise FedcompressError(f"export: a fresh process could not use {path.name}: {last}")
         return np.load(made), ended.stdout.strip()

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
+from fedcompress.errors import ConfigError, FedcompressError
 from simulations.cli import main
+from simulations.export import Deployable, export, export_model, load_deployable
 from simulations.export.budget import meet_budget, read_bytes_text
 from simulations.export.recipe import FORMATS, Recipe, read_recipe, rungs
 
@@ -56,7 +62,11 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--to", "archive", "--quantize", "int9"], "did you mean 'int8'?"),
     (["--to", "archive", "--tune", "-1"], "--tune must be 0 or more epochs, got -1"),
     (["--to", "archive", "--budget", "much"], "is no size; write 100kB"),
-    (["--to", "archive", "--budget", "1"], "at least 256 are needed"),
+    (["--to", "archive", "--budget", "1"], "must be from 256 to 1e+15"),
+    (["--to", "archive", "--budget", "9" * 400], "must be from 256 to 1e+15"),
+    (["--to", "archive", "--importance", "fishr"], "did you mean 'fisher'?"),
+    (["--to", "archive", "--importance", "fisher"], "chooses rows, and none are removed"),
+    (["--to", "archive", "--prune", "2:4:6"], "write --prune 2:4"),
     (["--to", "archive", "--budget", "400"], "the least that this model takes"),
     (["--to", "archive", "--prune", "4:2"], "1 to M - 1 of at most 64; write --prune 2:4"),
     (["--to", "archive", "--prune", "2:4", "--prune", "0.5"], "entries twice"),
@@ -164,3 +174,77 @@ def test_the_first_rung_within_the_budget_is_found(budget: int) -> None:
     found = meet_budget(range(6), lambda rung: sizes[rung], budget)
     assert sizes[found] <= budget
     assert found == 0 or sizes[found - 1] > budget
+
+
+def test_a_file_is_never_written_over_a_record_or_a_folder(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = run_folder / "cells" / "dense-seed0" / "model.safetensors"
+    before = model.read_bytes()
+    for out, said in ((model, "is a record of the run"), (run_folder, "is a folder; name a file")):
+        arguments = ["--to", "archive", "--out", out]
+        status, _, errors = ended(capsys, monkeypatch, "export", run_folder, *arguments)
+        assert status == 2
+        assert said in errors
+    assert model.read_bytes() == before
+
+
+def test_a_file_that_does_not_answer_leaves_what_stood_there(
+    deployable: Deployable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.fca"
+    file.write_bytes(b"an earlier one")
+    write_archive = export.write_archive
+
+    def write_other(stored: Any, head: Any, path: Path) -> int:
+        return write_archive({name: x + 1 for name, x in stored.items()}, head, path)
+
+    monkeypatch.setattr(export, "write_archive", write_other)
+    monkeypatch.setattr(export, "load_archive", lambda _: deployable.model)
+    with pytest.raises(FedcompressError, match=r"model\.fca does not answer as the model"):
+        export_model(deployable, Recipe(), "archive", file)
+    assert file.read_bytes() == b"an earlier one"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_least_size_that_is_named_can_be_had(student: Deployable, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as said:
+        export_model(student, Recipe(), "archive", tmp_path / "small.fca", budget=300)
+    least = int(re.search(r"in this format is ([\d,]+)", str(said.value))[1].replace(",", ""))
+    exported = export_model(student, Recipe(), "archive", tmp_path / "small.fca", budget=least)
+    assert 300 < exported.bytes <= least
+
+
+def test_recipes_that_differ_have_names_that_differ() -> None:
+    recipes = [
+        Recipe(),
+        Recipe(entries=0.5),
+        Recipe(entries=0.5, groups=(2, 4)),
+        Recipe(rows=0.5),
+        Recipe(rows=0.5, importance="fisher"),
+        Recipe(quantize="codebook"),
+        Recipe(quantize="codebook", centroids=32),
+        Recipe(spec="budget(bytes=600)"),
+        Recipe(spec="budget(bytes=641)"),
+        Recipe(tune=1),
+    ]
+    assert len({recipe.name for recipe in recipes}) == len(recipes)
+
+
+def test_a_model_that_cannot_be_used_is_named_with_its_file(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "copy"
+    shutil.copytree(run_folder, copied)
+    file = copied / "cells" / "dense-seed0" / "model.safetensors"
+    arrays = safetensors.numpy.load_file(file)
+    first = next(iter(arrays))
+    faults = {
+        "is not finite, so its training has diverged": {first: np.full_like(arrays[first], np.nan)},
+        "holds another model": {"further": np.zeros(3, np.float32)},
+    }
+    for said, changed in faults.items():
+        safetensors.numpy.save_file({**arrays, **changed}, file)
+        with pytest.raises(ConfigError, match=said) as raised:
+            load_deployable(copied)
+        assert str(raised.value).startswith(f"export: {file}")

@@ -287,6 +287,7 @@ def test_every_method_exchanges_something_that_there_is(name: str) -> None:
     (one,) = checked_study(
         {
             "seeds": [0],
+            "rounds": 20,
             "data": {"name": "digits"},
             "model": {"hidden": [8]},
             "proxy": {"samples": 60},
@@ -334,7 +335,17 @@ def test_a_methods_settings_hold_beneath_ones_own() -> None:
             {"prune": {"sparsity": 95}},
             "prune.sparsity must be in [0, 1), got 95; did you mean 0.95?",
         ),
+        ({"exchange": "packed", "prune": {"only": "sise>3"}}, "did you mean 'size'?"),
+        (
+            {"exchange": "packed", "prune": {"pattern": "n_of_m", "n": 4}},
+            "prune.n must be below m, and m at most 64, got n = 4 and m = 4",
+        ),
+        (
+            {"exchange": "packed", "uplink": "raw()", "prune": {"adaptive_step": 1.0}},
+            "uplink: prune.adaptive_step takes its place",
+        ),
         ({"groups": "lennet()"}, "did you mean 'lenet'?"),
+        ({"groups": " ; "}, "cannot be read: invalid syntax; write such as"),
         ({"exchange": "model", "groups": "mlp; lenet"}, "groups is not read by the exchange"),
     ],
 )
@@ -350,6 +361,22 @@ def test_what_would_not_be_read_is_refused(strategy: dict[str, Any], said: str) 
     [
         ({"proxy": {"samples": 9}}, "there are 9 proxy rows, got 50"),
         ({"proxy": {"samples": 0}}, "proxy.samples is 0"),
+        ({"proxy": {"kind": "noise", "samples": 50}}, "'noise' are made anew in each round"),
+        ({"proxy": {"data": "digits", "samples": 5000}}, "has 1442 rows, got 5000"),
+        (
+            {"strategy": {"exchange": "packed"}, "rounds": 10},
+            "prune.last: weights are pruned until round 20 and there are 10 rounds",
+        ),
+        (
+            {
+                "strategy": {
+                    "exchange": "groups",
+                    "groups": "mlp(hidden=[20]); mlp(hidden=[8])",
+                    "student": {"hidden": [64]},
+                }
+            },
+            "student: it has 4810 parameters, the global model 2120",
+        ),
         (
             {"strategy": {"method": "fedmd", "distill": True, "logits": {"rows": 9}}},
             "sends no models to learn from",

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fedcompress.resize import fit_to
-from simulations.models import load_arrays
+from simulations.models.arrays import load_arrays
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
