@@ -329,6 +329,12 @@ def write_run(
 
 
 @pytest.fixture
+def page_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures' own files, which take most of a report's time."""
+    monkeypatch.setattr("simulations.report.write.FORMATS", ())
+
+
+@pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """Return a function that writes a run folder: `make_run(strategies, seeds=…, rounds=…)`."""
 

@@ -52,6 +52,7 @@ def test_each_model_has_its_accuracy_and_its_change(parts_run: Path) -> None:
     assert pd.isna(table.loc[("FedAvg float32", "lenet"), "parameters"])
 
 
+@pytest.mark.usefixtures("page_only")
 def test_it_is_written_and_printed(parts_run: Path) -> None:
     page = write_report(parts_run).read_text("utf-8")
     markdown = (parts_run / "tables" / "models.md").read_text("utf-8")
@@ -63,6 +64,7 @@ def test_it_is_written_and_printed(parts_run: Path) -> None:
     assert rows[-1][0] == "STC both ways · mlp"
 
 
+@pytest.mark.usefixtures("page_only")
 def test_a_run_without_such_models_says_nothing_of_them(make_run: MakeRun) -> None:
     folder = make_run()
     page = write_report(folder).read_text("utf-8")

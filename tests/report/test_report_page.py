@@ -76,12 +76,6 @@ def report(request: pytest.FixtureRequest) -> Path:
     return write_report(request.getfixturevalue(request.param))
 
 
-@pytest.fixture
-def page_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the figures' own files, which take most of a report's time."""
-    monkeypatch.setattr("simulations.report.write.FORMATS", ())
-
-
 def test_every_figure_is_on_the_page_and_in_its_files(report: Path) -> None:
     page = Page(report.read_text("utf-8"))
     figures = all_figures(load_run(report.parent))
