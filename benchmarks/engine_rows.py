@@ -212,6 +212,22 @@ def rows() -> dict[str, Row]:
                 Bar("compressed, 100", "dense, 100", at_most=1.25),
             ),
         ),
+        # What compression costs clients whose training is not compiled, as that of most apps.
+        "compressed-eager": Row(
+            "MLP in plain PyTorch, compressed both ways",
+            {
+                f"{name}, {count}": Job("raygrid", replace(workload, eager=True))
+                for name, count, workload in (
+                    ("dense", 10, _MLP_10),
+                    ("compressed", 10, mlp_ef_10),
+                    ("dense", 100, _MLP_100),
+                    ("compressed", 100, mlp_ef_100),
+                )
+            },
+            tuple(
+                Bar(f"compressed, {count}", f"dense, {count}", at_most=1.25) for count in (10, 100)
+            ),
+        ),
         "registered-100k": Row(
             "MLP, 100,000 registered, 100 a round",
             {
