@@ -37,10 +37,7 @@ def weight_scores(model: nn.Module, kind: str, inputs: Tensor) -> Scores:
     ConfigError
         If there is no such kind.
     """
-    if kind not in _KINDS:
-        raise ConfigError(
-            f"export: importance must be {', '.join(_KINDS)}; {near(kind, [*_KINDS])}"
-        )
+    check_importance(kind)
     slopes = _KINDS[kind](model, inputs[:_ROWS])
     return {
         name: p.detach().square() * slopes.get(name, torch.ones(()))
@@ -83,4 +80,11 @@ _KINDS: Mapping[str, Callable[[nn.Module, Tensor], Mapping[str, Tensor]]] = {
     "taylor": _squared_mean,
     "fisher": _mean_square,
 }
-IMPORTANCES = tuple(_KINDS)
+
+
+def check_importance(kind: str) -> None:
+    """Raise `ConfigError` for what is no kind of importance."""
+    if kind not in _KINDS:
+        raise ConfigError(
+            f"export: importance must be {', '.join(_KINDS)}; {near(kind, [*_KINDS])}"
+        )

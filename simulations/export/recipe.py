@@ -9,7 +9,7 @@ from fedcompress import parse
 from fedcompress.checks import near
 from fedcompress.errors import ConfigError
 from fedcompress.pruning.patterns import MOST_IN_GROUP, Pattern, by_layer, n_of_m
-from simulations.export.importance import IMPORTANCES
+from simulations.export.importance import check_importance
 from simulations.export.levels import BITS, CENTROIDS, check_kind, codebook_spec
 
 FORMATS = {
@@ -79,7 +79,7 @@ class Recipe:
 
     @property
     def _chosen_by(self) -> str:
-        return "" if self.importance == "magnitude" else f"-{self.importance}"
+        return "" if self.importance == Recipe.importance else f"-{self.importance}"
 
     @property
     def _quantize_name(self) -> str:
@@ -153,10 +153,8 @@ def read_recipe(
             shares[part] = 1 - groups[0] / groups[1]
         else:
             shares[part] = _share(text, number)
-    if importance not in IMPORTANCES:
-        known = ", ".join(IMPORTANCES)
-        raise ConfigError(f"export: importance must be {known}; {near(importance, [*IMPORTANCES])}")
-    if importance != IMPORTANCES[0] and "rows" not in shares:
+    check_importance(importance)
+    if importance != Recipe.importance and "rows" not in shares:
         raise ConfigError(
             f"export: --importance {importance} chooses rows, and none are removed; add --prune "
             "rows:0.5, or leave it out"
