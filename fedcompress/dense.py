@@ -9,10 +9,10 @@ which nobody does where updates are summed in the process in which they arise.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, wraps
 from io import BytesIO
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -105,18 +105,94 @@ def dense_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     return block_record(layout, block)
 
 
+class LateArrays(dict[str, Array]):
+    """The arrays in a block by name, made when somebody looks at any of them.
+
+    A record of a small model is handed on ten times in a client's call, mostly unread, and to make
+    and walk its arrays took longer than to copy their numbers.
+    """
+
+    __slots__ = ("block", "layout", "made")
+
+    def __init__(self, layout: BlockLayout, block: np.ndarray) -> None:
+        super().__init__()
+        self.layout = layout
+        self.block = block
+        self.made: list[Array] | None = None
+        """The arrays as they were made, None before."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arrays are still those in the block."""
+        if self.made is None:
+            return True
+        # One that was set is no late array any more.
+        named = list(self) == self.layout.names
+        return named and list(self.values()) == self.made and _are_late(self.made)
+
+    def make(self) -> None:
+        """Make the arrays."""
+        if self.made is not None:
+            return
+        made: dict[str, Array] = {}
+        start = 0
+        layout = self.layout
+        for (name, shape, dtype), head, stop in zip(
+            layout.described, layout.heads, layout.stops, strict=True
+        ):
+            made[name] = _late_array(dtype, shape, head, self.block, start)
+            start = stop
+        self.made = list(made.values())
+        super().update(made)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare with any dictionary; with one of the same layout without making arrays."""
+        if isinstance(other, LateArrays) and self.is_whole and other.is_whole:
+            if self.layout.equals(other.layout):
+                return is_same(self.block, other.block)
+        self.make()
+        if isinstance(other, LateArrays):
+            other.make()
+        return super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        """Whether it equals another dictionary not."""
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]  # as dict
+
+    def __reduce__(self) -> tuple[type[dict[str, Array]], tuple[list[tuple[str, Array]]]]:
+        """Let whoever reads a pickle get a dictionary."""
+        return dict, (list(self.items()),)
+
+
+def _made_first(name: str) -> Callable[..., Any]:
+    of_dict = getattr(dict, name)
+
+    @wraps(of_dict)
+    def method(self: LateArrays, *args: Any, **named: Any) -> Any:
+        self.make()
+        return of_dict(self, *args, **named)
+
+    return method
+
+
+for _name in (
+    *("__contains__", "__delitem__", "__getitem__", "__ior__", "__iter__", "__len__", "__or__"),
+    *("__repr__", "__reversed__", "__ror__", "__setitem__", "clear", "copy", "get", "items"),
+    *("keys", "pop", "popitem", "setdefault", "update", "values"),
+):
+    setattr(LateArrays, _name, _made_first(_name))
+
+
 def block_record(layout: BlockLayout, block: np.ndarray) -> ArrayRecord:
     """Make the record of the arrays in a block, which must not be changed from then on."""
-    record: dict[str, Array] = {}
-    start = 0
-    for (name, shape, dtype), head, stop in zip(
-        layout.described, layout.heads, layout.stops, strict=True
-    ):
-        record[name] = _late_array(dtype, shape, head, block, start)
-        start = stop
-    whole = record_of(record)
-    vars(whole)["_whole"] = block, layout, list(record.values())
-    return whole
+    record = ArrayRecord.__new__(ArrayRecord)
+    vars(record).update(_OF_A_RECORD, _data=LateArrays(layout, block))
+    return record
+
+
+_OF_A_RECORD = vars(ArrayRecord())
 
 
 def whole_block(record: ArrayRecord) -> tuple[np.ndarray, BlockLayout] | None:
@@ -124,13 +200,10 @@ def whole_block(record: ArrayRecord) -> tuple[np.ndarray, BlockLayout] | None:
 
     None for any other record, and for one that was changed since.
     """
-    whole: tuple[np.ndarray, BlockLayout, list[Array]] | None = vars(record).get("_whole")
-    if whole is None:
+    arrays = vars(record)["_data"]
+    if type(arrays) is not LateArrays or not arrays.is_whole:
         return None
-    block, layout, arrays = whole
-    is_whole = list(record) == layout.names and list(record.values()) == arrays
-    # One that was set is no late array any more.
-    return (block, layout) if is_whole and {type(x) for x in arrays} == {LateArray} else None
+    return arrays.block, arrays.layout
 
 
 def record_bytes(record: ArrayRecord) -> int:
@@ -157,6 +230,10 @@ def _late_values(array: LateArray) -> np.ndarray:
     values: np.ndarray = held["_block"][start : start + math.prod(shape)].reshape(shape)
     values.flags.writeable = False
     return values
+
+
+def _are_late(arrays: Sequence[Array]) -> bool:
+    return {type(x) for x in arrays} == {LateArray}
 
 
 def _are_alike(arrays: Sequence[np.ndarray]) -> bool:
