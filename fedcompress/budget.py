@@ -20,7 +20,7 @@ from fedcompress.rate_search import FULL, Found, search_step
 from fedcompress.spec_text import call_text
 from fedcompress.stages.rdo import Rdo, root_mean_square
 from fedcompress.streams import Layout
-from fedcompress.wire import HEADER_BYTES, Section, SectionReader, write_varint
+from fedcompress.wire import HEADER_BYTES, Section, SectionReader
 
 _IMPORTANCE = "importance/"
 _MEMORY = 0.9  # of the running mean of squared updates
@@ -196,9 +196,7 @@ class _Trial:
 
     @property
     def size_bytes(self) -> int:
-        return HEADER_BYTES + sum(
-            len(write_varint(len(s.data))) + len(s.data) for s in self.sections
-        )
+        return HEADER_BYTES + sum(len(s.framed) for s in self.sections)
 
     def decoded(self) -> dict[str, Tensor]:
         return {

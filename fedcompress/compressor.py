@@ -13,7 +13,7 @@ from torch import Tensor
 from fedcompress.block import Block
 from fedcompress.errors import LayoutError
 from fedcompress.own_payloads import note_own
-from fedcompress.wire import Section, SectionReader, write_payload
+from fedcompress.wire import Framed, Section, SectionReader, write_payload
 
 Arrays: TypeAlias = Mapping[str, "Tensor | np.ndarray"]
 State: TypeAlias = Mapping[str, Tensor]
@@ -27,7 +27,7 @@ class Encoded:
     ``parts`` is what the other side will read, where that is at hand and nothing will change it.
     """
 
-    sections: Sequence[Section]
+    sections: Sequence[Section | Framed]
     state: State
     decoded: Mapping[str, Tensor] | None
     parts: Mapping[str, "Part"] | None = None

@@ -8,7 +8,7 @@ call selects and rounds, and what is left unsent stays where it lay.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -17,16 +17,24 @@ from torch import Tensor
 from fedcompress.block import Block, BlockLayout, block_layout
 from fedcompress.coder import Coder
 from fedcompress.coders.entropy import Entropy
+from fedcompress.coders.combinations import combination_size
+from fedcompress.coders.gaps import random_bits
 from fedcompress.coders.index_sets import encode_index_set
+from fedcompress.coders.kernel_sets import taps_of
+from fedcompress.coders.row_sets import SHAPES, shortened_weights
 from fedcompress.coders.symbol_arrays import encode_symbols
 from fedcompress.compressor import FlatParts, Part
 from fedcompress.stage import Stage
 from fedcompress.stages.quantize import Quantize
 from fedcompress.stages.selection import add_at, count_of
 from fedcompress.stages.top_k import TopK
-from fedcompress.wire import Section
+from fedcompress.wire import Framed, Section
 
 _WORDS = 1 << 64
+_KINDS = ("index", "scale", "symbols")
+_ROOM, _ROOM_EACH = 1 << 12, 24  # bytes, and for each entry that is kept, in which codes fit
+_MOST_ENTRIES = 1 << 31
+_MOST_IN_ROW = 511  # entries that a row may keep for its count to have a weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +48,11 @@ class Plan:
     ends: np.ndarray
     kept_starts: tuple[int, ...]
     kept_ends: np.ndarray
+
+    @cached_property
+    def known(self) -> "_Known":
+        """What is known of the arrays' codes beforehand."""
+        return _known(self)
 
     @property
     def size(self) -> int:
@@ -109,19 +122,50 @@ class KeptLevels:
     values: np.ndarray
     steps: np.ndarray
 
-    def sections(self) -> list[Section]:
+    def sections(self) -> list[Section | Framed]:
         """Code positions, step and symbols of every array."""
-        plan = self.plan
-        sections: list[Section] = []
-        for i, (_, shape, start, end) in enumerate(plan.places()):
-            first, last = plan.kept_starts[i], plan.kept_ends[i]
-            positions = encode_index_set(self.kept[first:last], end - start, shape)
-            sections += (
-                Section("index", positions),
-                Section("scale", self.steps[i : i + 1].tobytes()),
-                Section("symbols", encode_symbols(self.symbols[first:last], 0)),
+        from fedcompress.kernels.classes import first_odds, rest_groups
+        from fedcompress.kernels.kept_code import code_kept
+
+        plan, known = self.plan, self.plan.known
+        steps = self.steps.view(np.uint8)
+        out, booked = np.empty(_ROOM + _ROOM_EACH * self.kept.size, np.uint8), np.zeros(3, np.int64)
+        sections: list[Section | Framed] = []
+        first, arrays = 0, len(plan.starts)
+        while first < arrays:
+            booked[:] = 0
+            stopped, size = code_kept(
+                first,
+                known.about,
+                known.costs,
+                known.row_weights,
+                known.shapes,
+                plan.kept_ends,
+                self.kept,
+                self.symbols,
+                steps,
+                rest_groups(),
+                first_odds(),
+                out,
+                booked,
             )
+            if size:
+                by_kind = dict(zip(_KINDS, booked.tolist(), strict=True))
+                sections.append(Framed(out[:size].tobytes(), by_kind))
+            if stopped < arrays:
+                sections += self._sections_of(stopped)
+            first = stopped + 1
         return sections
+
+    def _sections_of(self, i: int) -> tuple[Section, Section, Section]:
+        """Code one array in any of the ways there are."""
+        plan = self.plan
+        shape, first, last = plan.layout.shapes[i], plan.kept_starts[i], plan.kept_ends[i]
+        positions = encode_index_set(self.kept[first:last], math.prod(shape), shape)
+        symbols = encode_symbols(self.symbols[first:last], 0)
+        contents = positions, self.steps[i : i + 1].tobytes(), symbols
+        index, scale, levels = map(Section, _KINDS, contents)
+        return index, scale, levels
 
     def parts(self) -> FlatParts:
         """Give what decoding gives."""
@@ -138,6 +182,40 @@ class KeptLevels:
         }
         positions = self.kept + np.repeat(plan.starts, np.diff(plan.kept_ends, prepend=0))
         return FlatParts(parts, torch.from_numpy(positions), torch.from_numpy(self.values))
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What `kernels.kept_code` wants to know of the arrays of a plan."""
+
+    about: np.ndarray
+    costs: np.ndarray
+    row_weights: np.ndarray
+    shapes: np.ndarray
+
+
+def _known(plan: Plan) -> _Known:
+    about, costs = [], []
+    tables: list[np.ndarray] = []
+    length = 0
+    for i, (_, shape, start, end) in enumerate(plan.places()):
+        n, count = end - start, int(plan.kept_ends[i]) - plan.kept_starts[i]
+        rows = shape[0] if len(shape) > 1 else 1
+        is_coded = taps_of(shape) == 0 and n < _MOST_ENTRIES
+        few, alphabet = combination_size(n, count), 0
+        if is_coded and rows > 1 and few is None and count < n:
+            wanted = min(count, n // rows, _MOST_IN_ROW) + 1
+            tables.append(shortened_weights(count, rows, wanted))
+            alphabet = tables[-1].size // len(SHAPES)
+        about.append((n, rows if is_coded else 0, few or 0, length, alphabet))
+        costs.append((random_bits(count, n) if count < n else 0.0, math.lgamma(count + 1)))
+        length += alphabet * len(SHAPES)
+    return _Known(
+        np.array(about, np.int64),
+        np.array(costs, np.float64),
+        np.concatenate([*tables, np.zeros(1, np.int64)]),
+        np.array(SHAPES, np.int64),
+    )
 
 
 @dataclass(frozen=True, eq=False)

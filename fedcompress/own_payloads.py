@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from torch import Tensor
 
-from fedcompress.wire import Section, fingerprint_layout
+from fedcompress.wire import Framed, Section, fingerprint_layout
 
 if TYPE_CHECKING:
     from fedcompress.compressor import Compressor, Part
@@ -56,7 +56,7 @@ def note_own(
     payload: bytes,
     spec: str,
     like: Mapping[str, Tensor],
-    sections: Iterable[Section],
+    sections: Iterable[Section | Framed],
     parts: Mapping[str, Part],
 ) -> None:
     """Keep what a payload decodes to for those who asked."""
@@ -65,7 +65,8 @@ def note_own(
     key = spec, fingerprint_layout(like), payload
     by_kind = {"overhead": len(payload)}
     for section in sections:
-        by_kind["overhead"] -= len(section.data)
-        by_kind[section.kind] = by_kind.get(section.kind, 0) + len(section.data)
+        for kind, size in section.bytes_by_kind.items():
+            by_kind["overhead"] -= size
+            by_kind[kind] = by_kind.get(kind, 0) + size
     for asking in tuple(_ASKING):
         asking.note(key, (parts, dict(by_kind)))

@@ -41,6 +41,25 @@ class Section:
     data: bytes
 
 
+    @property
+    def framed(self) -> bytes:
+        """The bytes behind their length, as they stand in a payload."""
+        return write_varint(len(self.data)) + self.data
+
+    @property
+    def bytes_by_kind(self) -> Mapping[str, int]:
+        """What is booked, without the length."""
+        return {self.kind: len(self.data)}
+
+
+@dataclass(frozen=True)
+class Framed:
+    """Several sections as they stand in a payload, each behind its length."""
+
+    framed: bytes
+    bytes_by_kind: Mapping[str, int]
+
+
 def write_varint(value: int) -> bytes:
     """Write a non-negative integer below 2**63 in base 128, low groups first."""
     if 0 <= value <= 0x7F:
@@ -105,7 +124,9 @@ def _fingerprint(layout: tuple[tuple[str, torch.Size, torch.dtype], ...]) -> int
     return zlib.crc32(text.encode())
 
 
-def write_payload(sections: Iterable[Section], spec: str, like: Mapping[str, Tensor]) -> bytes:
+def write_payload(
+    sections: Iterable[Section | Framed], spec: str, like: Mapping[str, Tensor]
+) -> bytes:
     """Frame sections as a payload."""
     head = (
         MAGIC
@@ -113,11 +134,7 @@ def write_payload(sections: Iterable[Section], spec: str, like: Mapping[str, Ten
         + fingerprint_spec(spec).to_bytes(4, "little")
         + fingerprint_layout(like).to_bytes(4, "little")
     )
-    parts: list[bytes] = []
-    for section in sections:
-        parts.append(write_varint(len(section.data)))
-        parts.append(section.data)
-    body = b"".join(parts)
+    body = b"".join([section.framed for section in sections])
     checksum = zlib.crc32(body, zlib.crc32(head))
     return head + checksum.to_bytes(4, "little") + body
 

@@ -11,6 +11,8 @@ from math import comb
 
 from fedcompress.errors import PayloadError
 
+_MOST_RECKONED = 32
+
 
 def encode_combination(indices: Sequence[int], n: int) -> bytes:
     """Code ascending distinct positions out of ``n``."""
@@ -32,6 +34,13 @@ def decode_combination(data: memoryview, count: int, n: int) -> list[int]:
         number -= comb(n, i)
         indices.append(n)
     return indices[::-1]
+
+
+def combination_size(n: int, count: int) -> int | None:
+    """Give the bytes of ``count`` positions out of ``n``; None beyond what 63 bits can reckon."""
+    if count > _MOST_RECKONED or any(comb(n, i) * n >= 1 << 63 for i in range(count + 1)):
+        return None
+    return _size(n, count)
 
 
 def _combinations(count: int, n: int) -> int:

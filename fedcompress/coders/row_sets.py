@@ -23,14 +23,15 @@ from fedcompress.errors import PayloadError
 from fedcompress.wire import read_varint, write_varint
 
 # Shape of the gamma law of rates: copies in the urn at first, and how many each turn adds.
-_SHAPES = ((1, 16), (1, 8), (1, 4), (1, 2), (3, 4), (1, 1), (3, 2), (2, 1), (4, 1), (16, 1))
-_ALPHA = np.array([first / step for first, step in _SHAPES])
+SHAPES = ((1, 16), (1, 8), (1, 4), (1, 2), (3, 4), (1, 1), (3, 2), (2, 1), (4, 1), (16, 1))
+_ALPHA = np.array([first / step for first, step in SHAPES])
 _HISTOGRAM, _NEGATIVE_BINOMIAL = 0, 1
 _MOST_IN_ROW = 4095
 _MOST_IN_COLUMN = 1 << 14
 _WORTH = 0.97  # share of the bits of gaps below which the time is well spent
 _OVERHEAD_BITS = 200
 _TABLE_BITS = 6  # what a histogram spends on each value it may hold
+_SHORTENED = 35  # bits that are cut off any weights: the first is 2**64, and 30 bits are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ def count_rows(indices: np.ndarray, n: int, shape: tuple[int, ...]) -> Rows | No
     bits = float(nats) / math.log(2) + _OVERHEAD_BITS
     if bits > _WORTH * random_bits(indices.size, n):
         return None
-    first, step = _SHAPES[urn]
+    first, step = SHAPES[urn]
     if not _fits(columns, first, indices.size, step):
         return None
     return Rows(bits, counts, turns, column, spread, urn)
@@ -75,7 +76,7 @@ def encode_rows(rows: Rows) -> bytes:
     """Code positions that `count_rows` counted."""
     from fedcompress.kernels import positions
 
-    first, step = _SHAPES[rows.urn]
+    first, step = SHAPES[rows.urn]
     words = np.empty(rows.columns.size + 1, np.uint32)
     state, size = positions.encode(
         rows.counts, rows.columns, first + step * rows.turns, step, words
@@ -97,8 +98,8 @@ def decode_rows(data: memoryview, count: int, n: int, shape: tuple[int, ...]) ->
     if len(shape) < 2 or not 0 < count < n:
         raise PayloadError(f"payload: {count} positions by row out of {shape}; it is damaged")
     rows, columns = shape[0], n // shape[0]
-    urn = data[0] if len(data) else len(_SHAPES)
-    if urn >= len(_SHAPES) or not _fits(columns, _SHAPES[urn][0], count, _SHAPES[urn][1]):
+    urn = data[0] if len(data) else len(SHAPES)
+    if urn >= len(SHAPES) or not _fits(columns, SHAPES[urn][0], count, SHAPES[urn][1]):
         raise PayloadError("payload: positions by row in no known coding; the bytes are damaged")
     size, position = read_varint(data, 1)
     counts = _decode_counts(data[position : position + size], count, rows, columns)
@@ -111,7 +112,7 @@ def decode_rows(data: memoryview, count: int, n: int, shape: tuple[int, ...]) ->
     words[: read.size] = read
     from fedcompress.kernels import positions
 
-    first, step = _SHAPES[urn]
+    first, step = SHAPES[urn]
     column = np.empty(count, np.int64)
     final, left = positions.decode(
         counts, np.uint64(state), words, read.size, np.full(columns, first), step, column
@@ -136,7 +137,7 @@ def _encode_counts(counts: np.ndarray, total: int, spread: int) -> bytes:
 def _decode_counts(data: memoryview, total: int, rows: int, columns: int) -> np.ndarray:
     if len(data) > 1 and data[0] == _HISTOGRAM:
         counts = decode_integers(data[1:], rows)
-    elif len(data) > 2 and data[0] == _NEGATIVE_BINOMIAL and data[1] < len(_SHAPES):
+    elif len(data) > 2 and data[0] == _NEGATIVE_BINOMIAL and data[1] < len(SHAPES):
         alphabet, position = read_varint(data, 2)
         if not 2 <= alphabet <= _MOST_IN_ROW + 1:
             raise PayloadError(f"payload: rows of up to {alphabet} positions; it is damaged")
@@ -153,13 +154,33 @@ def _decode_counts(data: memoryview, total: int, rows: int, columns: int) -> np.
 @lru_cache(maxsize=256)
 def _negative_binomial(total: int, rows: int, spread: int, alphabet: int) -> np.ndarray:
     """Weights of the counts of a row; in integers, so that both sides get the same."""
-    first, step = _SHAPES[spread]
+    weights = _long_weights(total, rows, spread, alphabet)
+    shift = max(0, max(weights).bit_length() - 30)
+    return frozen(np.array([max(1, weight >> shift) for weight in weights], np.int64))
+
+
+def _long_weights(total: int, rows: int, spread: int, alphabet: int) -> list[int]:
+    first, step = SHAPES[spread]
     weights = [1 << 64]
     for i in range(alphabet - 1):
         up, down = (i * step + first) * total, (i + 1) * (total * step + first * rows)
         weights.append(weights[-1] * up // down)
-    shift = max(0, max(weights).bit_length() - 30)
-    return frozen(np.array([max(1, weight >> shift) for weight in weights], np.int64))
+    return weights
+
+
+@lru_cache(maxsize=64)
+def shortened_weights(total: int, rows: int, alphabet: int) -> np.ndarray:
+    """Give the weights of a row's counts for every shape (int64), as `kept_code` cuts them to size.
+
+    Counts from which on a weight would not fit in 63 bits are left out: the array's length over
+    the number of shapes is how many there are.
+    """
+    cut = [
+        [weight >> _SHORTENED for weight in _long_weights(total, rows, spread, alphabet)]
+        for spread in range(len(SHAPES))
+    ]
+    fit = min(sum(1 for weight in weights if weight < 1 << 63) for weights in cut)
+    return frozen(np.array([weights[:fit] for weights in cut], np.int64).reshape(-1))
 
 
 def _fits(columns: int, first: int, count: int, step: int) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import torch
 from fedcompress import parse, rng_for
 from fedcompress.chain import Chain
 from fedcompress.errors import NotFiniteError
+from fedcompress.kept_levels import KeptLevels, plan_of
 from fedcompress.stage import Stage
 from fedcompress.stages.top_k import TopK
-from fedcompress.wire import write_payload
+from fedcompress.wire import Framed, Section, write_payload
 
 KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "heavy": lambda x: x,
@@ -74,6 +76,73 @@ def _by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TopK, "encode_through", Stage.encode_through)
 
 
+def _booked(sections: Iterable[Section | Framed]) -> tuple[bytes, Counter[str]]:
+    sections = list(sections)
+    sizes = sum((Counter(dict(section.bytes_by_kind)) for section in sections), Counter())
+    return b"".join(section.framed for section in sections), sizes
+
+
+SHAPES: list[tuple[int, ...]] = [
+    *[(1,), (2,), (70,), (5000,), (30_000,), (2, 3000), (3, 1), (1, 4000), (120, 784), (64, 120)],
+    *[(10, 64), (200, 200), (5, 5, 1), (40, 30, 1), (6, 1, 5, 5), (16, 8, 3, 3), (300, 2)],
+]
+
+
+@pytest.mark.parametrize("fraction", [0.0003, 0.002, 0.01, 0.05, 0.08])
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_one_call_codes_as_the_coders_do(
+    monkeypatch: pytest.MonkeyPatch, fraction: float, bits: int
+) -> None:
+    """To the byte, of rows and columns that are kept alike and of such that are not."""
+    compressor = parse(f"top_k({fraction}) | quantize({bits})")
+    left_over: list[tuple[int, ...]] = []
+    other_way = KeptLevels._sections_of
+
+    def noting(self: KeptLevels, i: int) -> tuple[Section, Section, Section]:
+        left_over.append(self.plan.layout.shapes[i])
+        return other_way(self, i)
+
+    monkeypatch.setattr(KeptLevels, "_sections_of", noting)
+    for turn in range(6):
+        draw = rng_for(turn, purpose=f"{fraction} {bits}")
+        update = {
+            f"{i}": torch.from_numpy(_uneven(draw, shape, spread=turn / 2, shift=turn % 3))
+            for i, shape in enumerate(SHAPES)
+        }
+        plan = plan_of(compressor.stages, compressor.coder, update)
+        assert plan is not None
+        kept = compressor.keep(plan, plan.gather(update), rng_for(turn))
+        at_once = kept.sections()
+        in_turn = [s for i in range(len(SHAPES)) for s in other_way(kept, i)]
+        assert _booked(at_once) == _booked(in_turn)
+    if bits <= 8:  # kernels of taps are left over, what is dense, and what may have a histogram
+        assert len(left_over) < 6 * len(SHAPES) // 2
+
+
+def _uneven(
+    draw: np.random.Generator, shape: tuple[int, ...], spread: float, shift: float
+) -> np.ndarray:
+    x = draw.standard_t(3, size=shape) + shift
+    for axis in range(len(shape)):
+        scales = [-1 if i == axis else 1 for i in range(len(shape))]
+        x = x * np.exp(spread * draw.standard_normal(shape[axis])).reshape(scales)
+    return np.asarray(x.astype(np.float32))
+
+
+@pytest.mark.parametrize("size", [2, 7, 33, 64, 640])
+def test_a_few_positions_are_one_number(size: int) -> None:
+    """Any few positions of any small array, up to where their number passes 63 bits."""
+    draw = rng_for(size)
+    for count in range(1, min(size, 33)):
+        kept = np.sort(draw.permutation(size)[:count])
+        x = torch.zeros(size)
+        x[kept] = torch.from_numpy(draw.integers(1, 8, count).astype(np.float32))
+        compressor = parse(f"top_k({count / size}) | quantize(4, rounding='nearest')")
+        payload, _, decoded = compressor.encode_and_decode({"x": x}, {}, rng_for(0))
+        assert torch.equal(compressor.decode(payload, {"x": x})["x"], decoded["x"])
+        assert set(np.flatnonzero(decoded["x"]).tolist()) <= set(kept.tolist())
+
+
 @pytest.mark.parametrize("wrapper", ["{}", "error_feedback({})"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_rounds_are_equal(monkeypatch: pytest.MonkeyPatch, wrapper: str, kind: str) -> None:
@@ -103,7 +172,7 @@ def test_rounds_are_equal(monkeypatch: pytest.MonkeyPatch, wrapper: str, kind: s
             encoded.append(
                 compressor.encode_sections(update, states[1], rng_for(1, round=server_round), False)
             )
-        assert encoded[0].sections == encoded[1].sections
+        assert _booked(encoded[0].sections) == _booked(encoded[1].sections)
         states = [one.state for one in encoded]
         assert states[0].keys() == states[1].keys()
         for name, x in states[1].items():
