@@ -18,6 +18,8 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from fedcompress.errors import diverged
+
 _FIRST = 64
 
 
@@ -104,14 +106,49 @@ class Block(Mapping[str, Tensor]):
         What lies where.
     flat : numpy.ndarray
         The arrays one behind another.
+
+    See `difference` for one that is reckoned later.
     """
 
-    __slots__ = ("_views", "flat", "layout")
+    __slots__ = ("_flat", "_views", "layout", "terms")
 
     def __init__(self, layout: BlockLayout, flat: np.ndarray) -> None:
         self.layout = layout
-        self.flat = flat
+        self.terms: tuple[np.ndarray, np.ndarray] | None = None
+        """Two blocks, where this is their difference and nobody has reckoned it yet."""
+        self._flat: np.ndarray | None = flat
         self._views: dict[str, Tensor] = {}
+
+    @classmethod
+    def difference(cls, layout: BlockLayout, after: np.ndarray, before: np.ndarray) -> "Block":
+        """Make the block ``after − before``, float32, which is reckoned when somebody looks at it.
+
+        Whoever adds something to it can do both at once. Looking raises `NotFiniteError` where
+        training has led to NaN or infinity; a block whose ``terms`` are there was not looked at.
+        """
+        block = cls(layout, after)
+        block._flat, block.terms = None, (after, before)
+        return block
+
+    @property
+    def flat(self) -> np.ndarray:
+        """The arrays one behind another."""
+        if self._flat is None:
+            assert self.terms is not None
+            after, before = self.terms
+            with np.errstate(over="ignore", invalid="ignore"):
+                flat = after - before
+                if not np.isfinite(flat.sum()):
+                    self._check_finite(flat)
+            self._flat, self.terms = flat, None
+        return self._flat
+
+    def _check_finite(self, flat: np.ndarray) -> None:
+        start = 0
+        for name, stop in zip(self.layout.names, self.layout.stops, strict=True):
+            if not np.isfinite(flat[start:stop]).all():
+                raise diverged(name)
+            start = stop
 
     def __getitem__(self, name: str) -> Tensor:
         """Give one array."""

@@ -118,7 +118,10 @@ class Chain(Compressor):
 
     def keep(self, plan: Plan, flat: np.ndarray, rng: np.random.Generator) -> KeptLevels:
         """Encode arrays that lie in ``flat``, in which what is not sent is left."""
-        kept = plan.keep(flat, rng)
+        return self.checked(plan.keep(flat, rng))
+
+    def checked(self, kept: KeptLevels | str) -> KeptLevels:
+        """Give what `Plan.keep` gives, or raise the error where it names an array instead."""
         if isinstance(kept, str):
             raise self._not_finite(kept)
         return kept

@@ -1,7 +1,7 @@
 """The abstract compressor: named arrays to a payload and back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, TypeAlias
@@ -54,20 +54,28 @@ class Part(ABC):
 
 
 class FlatParts(Mapping[str, Part]):
-    """Parts that are a few entries each, of float32 arrays that lie one behind another.
+    """Parts of a few finite entries each, of float32 arrays that lie one behind another.
 
-    Attributes
+    Parameters
     ----------
+    parts : callable
+        Gives the part of each array by name; called when somebody asks for one of them.
     positions : Tensor
         int64, where all these entries lie, counted over all arrays; each once.
     entries : Tensor
         float32, what lies there.
     """
 
-    def __init__(self, parts: Mapping[str, Part], positions: Tensor, entries: Tensor) -> None:
+    def __init__(
+        self, parts: Callable[[], Mapping[str, Part]], positions: Tensor, entries: Tensor
+    ) -> None:
         self.positions = positions
         self.entries = entries
-        self._parts = parts
+        self._make_parts = parts
+
+    @cached_property
+    def _parts(self) -> Mapping[str, Part]:
+        return self._make_parts()
 
     def __getitem__(self, name: str) -> Part:
         """Give the part of one array."""

@@ -35,3 +35,11 @@ class LayoutError(FedcompressError):
 
 class BudgetError(FedcompressError):
     """An update cannot be sent in the bytes that it was given."""
+
+
+def diverged(name: str) -> NotFiniteError:
+    """Make the error for an update whose training went astray."""
+    return NotFiniteError(
+        f"update of {name!r} holds NaN or infinity: training has diverged; "
+        "lower the learning rate or clip gradients"
+    )

@@ -14,7 +14,7 @@ from fedcompress.checks import check_fraction, check_positive
 from fedcompress.closed_loop import check_loop
 from fedcompress.compressor import Compressor, Encoded, Part, SentParts, State, under
 from fedcompress.errors import LayoutError
-from fedcompress.kept_levels import Plan
+from fedcompress.kept_levels import KeptLevels, Plan
 from fedcompress.wire import SectionReader
 
 _RESIDUAL = "residual/"
@@ -133,10 +133,14 @@ class ErrorFeedback(Compressor):
         plan = self.compressor.plan_of(update)
         if plan is None:
             return None
-        left = _sum(plan, update, state)
-        if left is None:
-            return None
-        kept = self.compressor.keep(plan, left, rng)
+        found = _keep_of_terms(plan, update, state, rng)
+        if found is None:
+            left = _sum(plan, update, state)
+            if left is None:
+                return None
+            found = left, plan.keep(left, rng)
+        left = found[0]
+        kept = self.compressor.checked(found[1])
         parts = kept.parts()
         return Encoded(
             kept.sections(),
@@ -176,6 +180,27 @@ class ErrorFeedback(Compressor):
         limit = self.clip * float(torch.linalg.vector_norm(x, dtype=torch.float64))
         norm = float(torch.linalg.vector_norm(residual, dtype=torch.float64))
         return residual * (limit / norm) if norm > limit else residual
+
+
+def _keep_of_terms(
+    plan: Plan, update: Mapping[str, Tensor], state: State, rng: np.random.Generator
+) -> tuple[np.ndarray, KeptLevels | str] | None:
+    """Reckon update + residuals and select in one go; None where that cannot be.
+
+    Gives what is left, and what `Plan.keep` gives.
+    """
+    if not isinstance(update, Block) or not isinstance(state, Block) or update.terms is None:
+        return None
+    terms = *update.terms, state.flat
+    # Kernels are compiled anew for arrays that must not be written to.
+    writeable = all(x.flags.writeable and x.dtype == np.float32 for x in terms)
+    if not writeable or not state.layout.equals(renamed(plan.layout, _RESIDUAL)):
+        return None
+    left = np.empty(plan.size, np.float32)
+    kept = plan.keep(left, rng, terms)
+    if isinstance(kept, str):
+        _ = update.flat  # which says so if it is the update that is not finite
+    return left, kept
 
 
 def _sum(plan: Plan, update: Mapping[str, Tensor], state: State) -> np.ndarray | None:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.aggregation import FlatArrays, FlatLayout, Given, Node
-from fedcompress.compressor import memory_of
+from fedcompress.compressor import FlatParts, memory_of
 from fedcompress.dense import whole_block
-from fedcompress.errors import ConfigError, PayloadError
+from fedcompress.errors import ConfigError, PayloadError, diverged
 from fedcompress.memories import Memories
 from fedcompress.own_payloads import OwnPayloads
 from fedcompress.partial import SUMMED_STYPE, PartialSum, SummedReply, is_hollow, layout_of
@@ -158,9 +158,10 @@ def read_payload(
     like = sent.reference
     read = None if own_payloads is None else own_payloads.take(payloads[0], compressor, like)
     parts, by_stream = read or compressor.read(payloads[0], like, memory)
-    for name, part in parts.items():
-        if not part.is_finite():
-            raise protocol.not_finite(name)
+    if not isinstance(parts, FlatParts):
+        for name, part in parts.items():
+            if not part.is_finite():
+                raise diverged(name)
     seconds = own.get(protocol.ENCODE_SECONDS_KEY)
     said = isinstance(seconds, float) and math.isfinite(seconds) and seconds >= 0
     traffic = ClientTraffic(

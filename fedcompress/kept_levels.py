@@ -34,6 +34,8 @@ _WORDS = 1 << 64
 _KINDS = ("index", "scale", "symbols")
 _ROOM, _ROOM_EACH = 1 << 12, 24  # bytes, and for each entry that is kept, in which codes fit
 _MOST_ENTRIES = 1 << 31
+_NONE = np.zeros(0, np.float32)
+_NO_TERMS = _NONE, _NONE, _NONE
 _MOST_IN_ROW = 511  # entries that a row may keep for its count to have a weight
 
 
@@ -81,10 +83,16 @@ class Plan:
                 np.add(arrays[name].numpy(), others(name).numpy(), flat[start:end].reshape(shape))
         return flat
 
-    def keep(self, flat: np.ndarray, rng: np.random.Generator) -> "KeptLevels | str":
+    def keep(
+        self,
+        flat: np.ndarray,
+        rng: np.random.Generator,
+        terms: tuple[np.ndarray, np.ndarray, np.ndarray] = _NO_TERMS,
+    ) -> "KeptLevels | str":
         """Select and round, and leave in ``flat`` what is not sent.
 
-        Gives the name of an array that is not finite, if there is one; then ``flat`` is spoilt.
+        With ``terms`` (a, b, c), ``flat`` is first filled with a − b + c. Gives the name of an
+        array that is not finite, if there is one; then ``flat`` is spoilt.
         """
         from fedcompress.kernels.kept_all import keep_all
 
@@ -93,31 +101,35 @@ class Plan:
             seeds = rng.integers(0, _WORDS, size=arrays, dtype=np.uint64)
         else:
             seeds = np.zeros(arrays, np.uint64)
-        kept, symbols = np.empty(count, np.int64), np.empty(count, np.int16)
+        kept, places = np.empty(count, np.int64), np.empty(count, np.int64)
+        symbols = np.empty(count, np.int16)
         values, steps = np.empty(count, np.float32), np.empty(arrays, np.float32)
         wrong = keep_all(
             flat,
+            *terms,
             self.ends,
             self.kept_ends,
             self.bits,
             self.is_stochastic,
             seeds,
             kept,
+            places,
             symbols,
             values,
             steps,
         )
         if wrong >= 0:
             return self.layout.names[wrong]
-        return KeptLevels(self, kept, symbols, values, steps)
+        return KeptLevels(self, kept, places, symbols, values, steps)
 
 
 @dataclass(frozen=True, eq=False)
 class KeptLevels:
-    """What is sent of an update; positions count within each array."""
+    """What is sent of an update; ``kept`` counts within each array, ``places`` over all."""
 
     plan: Plan
     kept: np.ndarray
+    places: np.ndarray
     symbols: np.ndarray
     values: np.ndarray
     steps: np.ndarray
@@ -169,8 +181,12 @@ class KeptLevels:
 
     def parts(self) -> FlatParts:
         """Give what decoding gives."""
+        places, values = torch.from_numpy(self.places), torch.from_numpy(self.values)
+        return FlatParts(self._parts, places, values)
+
+    def _parts(self) -> dict[str, Part]:
         plan = self.plan
-        parts: dict[str, Part] = {
+        return {
             name: _Kept(self.kept[first:last], self.values[first:last], shape)
             for name, shape, first, last in zip(
                 plan.layout.names,
@@ -180,8 +196,6 @@ class KeptLevels:
                 strict=True,
             )
         }
-        positions = self.kept + np.repeat(plan.starts, np.diff(plan.kept_ends, prepend=0))
-        return FlatParts(parts, torch.from_numpy(positions), torch.from_numpy(self.values))
 
 
 @dataclass(frozen=True, eq=False)

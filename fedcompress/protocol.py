@@ -23,7 +23,7 @@ from fedcompress.dense import (
     record_bytes,
     whole_block,
 )
-from fedcompress.errors import LayoutError, NotFiniteError, PayloadError
+from fedcompress.errors import LayoutError, PayloadError, diverged
 from fedcompress.flower_adapter import MetricContent, filled, record_of
 
 STYPE = "fedcompress.v1"
@@ -133,8 +133,7 @@ def update_of(trained: ArrayRecord, before: Mapping[str, Tensor]) -> Mapping[str
     if isinstance(before, Block):
         after_all = record_to_block(trained)
         if after_all is not None and after_all.layout.equals(before.layout):
-            with np.errstate(over="ignore", invalid="ignore"):  # `check_finite` finds them
-                return Block(before.layout, after_all.flat - before.flat)
+            return Block.difference(before.layout, after_all.flat, before.flat)
     update: dict[str, Tensor] = {}
     for name, x in before.items():
         array = trained.get(name)
@@ -157,17 +156,14 @@ def advance(before: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> dict[
     }
 
 
-def not_finite(name: str) -> NotFiniteError:
-    """Make the error for an update whose training went astray."""
-    return NotFiniteError(
-        f"update of {name!r} holds NaN or infinity: training has diverged; "
-        "lower the learning rate or clip gradients"
-    )
-
-
 def check_finite(arrays: Mapping[str, Tensor]) -> None:
-    """Raise `NotFiniteError` where a floating-point array holds NaN or infinity."""
+    """Raise `NotFiniteError` where a floating-point array holds NaN or infinity.
+
+    A difference that nobody has reckoned yet is checked when it is.
+    """
     if isinstance(arrays, Block):
+        if arrays.terms is not None:
+            return
         with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(arrays.flat.sum()):
                 return
@@ -176,7 +172,7 @@ def check_finite(arrays: Mapping[str, Tensor]) -> None:
         if x.is_floating_point() and not (
             math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
         ):
-            raise not_finite(name)
+            raise diverged(name)
 
 
 def check_same_layout(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:

@@ -45,13 +45,14 @@ def load_record(model: nn.Module, record: ArrayRecord) -> None:
     """Put dense arrays into a model; the same bytes again, client after client, cost one copy."""
     state = state_of(model)
     whole = whole_block(record)
+    names = list(record) if whole is None else whole[1].names
     data = [array.data for array in record.values()] if whole is None else [whole[0]]
     known = _LOADED.get(model)
     if (
         known is not None
         and len(data) == len(known.data)
         and all(a is b for a, b in zip(data, known.data, strict=True))
-        and (known.names, known.state) == (list(record), list(state))
+        and (known.names, known.state) == (names, list(state))
     ):
         with torch.no_grad():
             torch._foreach_copy_(list(state.values()), known.values)
@@ -61,4 +62,4 @@ def load_record(model: nn.Module, record: ArrayRecord) -> None:
     if all(x.device.type == "cpu" for x in state.values()):
         # Not the record's own values: those of another dtype were converted.
         values = [x.detach().clone() for x in state.values()]
-        _LOADED[model] = _Loaded(list(record), data, list(state), values)
+        _LOADED[model] = _Loaded(names, data, list(state), values)
