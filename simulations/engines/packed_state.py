@@ -8,21 +8,25 @@ its own beside theirs, named by its digest, and is one object to all that read i
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
-from fedcompress.block import block_layout, is_shared, share
+from fedcompress.block import BlockLayout, block_layout, is_shared, share
 from fedcompress.dense import block_record, whole_block
 from fedcompress.flower_adapter import filled
+from fedcompress.protocol import KEY_PREFIX
 from simulations.engines.channel import Part
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
+from simulations.engines.mapped_files import MappedFiles
 from simulations.engines.packing import Json, Packer, Unpacker
 from simulations.engines.whole_files import read_buffer, write_file
 
@@ -32,6 +36,8 @@ _COUNT = struct.Struct("<Q")
 _PADDING = bytes(_ALIGNED)
 _OWN, _SHARED, _OTHER = 0, 1, 2
 _MOST_BYTES = 64_000_000
+_MOST_MAPPED_BYTES = 256_000_000
+_EVEN_BYTES = 256  # to a multiple of which descriptions are filled, so that files keep their size
 
 
 class StateFolder:
@@ -44,6 +50,7 @@ class StateFolder:
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
         self._by_name: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()
+        self._mapped = MappedFiles(_MOST_MAPPED_BYTES)
         self._read: OrderedDict[str, np.ndarray] = OrderedDict()
         self._read_bytes = 0
 
@@ -64,18 +71,27 @@ class StateFolder:
                 described.append([key, _OTHER, packer.record(record)])
                 continue
             flat, layout = whole
-            about = [str(layout.dtype), layout.names, layout.shapes]
+            about = _said_of(layout)
             if is_shared(flat):
                 names.append(self._write_shared(path, flat))
                 described.append([key, _SHARED, about, names[-1]])
             else:
                 described.append([key, _OWN, about, packer.part(flat.data.cast("B"))])
-        write_file(path, _framed(packer.finish(described)))
+        pieces = _framed(packer.finish(described))
+        if not self._mapped.write(path, pieces):
+            write_file(path, pieces)
         return names
 
     def read(self, path: str) -> RecordDict:
-        """Read a state, which `write` or somebody who had only its bytes has written."""
-        return self._unpack(read_buffer(path), path)
+        """Read a state, which `write` or somebody who had only its bytes has written.
+
+        Blocks of our own records may lie in the file itself, which nobody writes over while a
+        call may read it; others are copied, for an app may keep them.
+        """
+        mapped = self._mapped.read(path)
+        if mapped is None:
+            return self._unpack(read_buffer(path), path)
+        return self._unpack(mapped, path, is_lent=True)
 
     def read_bytes(self, path: str) -> bytes:
         """Read a state as Flower's protobuf message, whoever has written it."""
@@ -83,7 +99,7 @@ class StateFolder:
         is_packed = buffer[: len(_MAGIC)].tobytes() == _MAGIC
         return records_to_bytes(self._unpack(buffer, path)) if is_packed else buffer.tobytes()
 
-    def _unpack(self, buffer: np.ndarray, path: str) -> RecordDict:
+    def _unpack(self, buffer: np.ndarray, path: str, is_lent: bool = False) -> RecordDict:
         if buffer[: len(_MAGIC)].tobytes() != _MAGIC:
             return records_from_bytes(buffer.tobytes())
         places = _places(buffer)
@@ -93,11 +109,13 @@ class StateFolder:
             if kind == _OTHER:
                 records[key] = unpacker.record(said[0])
                 continue
-            (dtype, names, shapes), where = said
-            layout = block_layout(np.dtype(dtype), tuple(names), tuple(map(tuple, shapes)))
+            about, where = said
+            layout = _layout_of(about)
             if kind == _OWN:
                 start, stop = places[where]
                 flat = buffer[start:stop].view(layout.dtype)
+                if is_lent and not key.startswith(KEY_PREFIX):
+                    flat = flat.copy()
             else:
                 flat = self._read_shared(path, where, layout.dtype)
             records[key] = block_record(layout, flat)
@@ -145,13 +163,30 @@ def _beside(path: str, name: str) -> str:
     return f"{path.rpartition('/')[0]}/{name}"
 
 
+@lru_cache(maxsize=64)
+def _said_of(layout: BlockLayout) -> str:
+    return json.dumps([str(layout.dtype), layout.names, layout.shapes])
+
+
+@lru_cache(maxsize=64)
+def _layout_of(said: str) -> BlockLayout:
+    dtype, names, shapes = json.loads(said)
+    return block_layout(np.dtype(dtype), tuple(names), tuple(map(tuple, shapes)))
+
+
 def _framed(parts: Sequence[Part]) -> list[Part]:
-    """Put parts one after another, each aligned, behind a table of their lengths."""
-    pieces: list[Part] = [_MAGIC, _COUNT.pack(len(parts)), *(_COUNT.pack(len(p)) for p in parts)]
-    at = len(_MAGIC) + _COUNT.size * (1 + len(parts))
+    """Put parts one after another, each aligned, behind a table of their lengths.
+
+    Of the first part, which is JSON, trailing blanks change nothing.
+    """
+    described = bytes(parts[0])
+    parts = [described + b" " * (-len(described) % _EVEN_BYTES), *parts[1:]]
+    lengths = struct.pack(f"<{1 + len(parts)}Q", len(parts), *map(len, parts))
+    pieces: list[Part] = [_MAGIC + lengths]
+    at = len(pieces[0])
     for part in parts:
         gap = -at % _ALIGNED
-        pieces += [_PADDING[:gap], part]
+        pieces += [_PADDING[:gap], part] if gap else [part]
         at += gap + len(part)
     return pieces
 
