@@ -196,15 +196,19 @@ def is_same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 # By the object: arrays do not hash. A number is free again when its array is gone.
-_SHARED: dict[int, ref[np.ndarray]] = {}
+_SHARED: dict[int, tuple[ref[np.ndarray], str]] = {}
 
 
-def share(flat: np.ndarray) -> None:
-    """Note that many clients of this process hold a block, so that it is kept once for all."""
+def share(flat: np.ndarray, name: str) -> None:
+    """Note that many clients of this process hold a block, so that it is kept once for all.
+
+    Whoever keeps it may do so under its name, which no other block of a run has.
+    """
     key = id(flat)
-    _SHARED[key] = ref(flat, lambda _: _SHARED.pop(key, None))
+    _SHARED[key] = ref(flat, lambda _: _SHARED.pop(key, None)), name
 
 
-def is_shared(flat: np.ndarray) -> bool:
-    """Whether `share` was told of a block."""
-    return id(flat) in _SHARED
+def shared_name(flat: np.ndarray) -> str | None:
+    """Give the name that `share` was told with a block; None for any other."""
+    known = _SHARED.get(id(flat))
+    return None if known is None else known[1]

@@ -136,7 +136,9 @@ class Budget(Compressor):
         decoded = chosen.decoded() if want_decoded else None
         return Encoded(chosen.sections, new_state, decoded)
 
-    def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
+    def read_sections(
+        self, reader: SectionReader, like: Mapping[str, Tensor]
+    ) -> Mapping[str, Part]:
         """Read every array."""
         return _CHAIN.read_sections(reader, like)
 

@@ -96,8 +96,14 @@ class Chain(Compressor):
         sent = SentParts({n: parts[n] for n in update}) if want_decoded else None
         return Encoded(sections, state, sent)
 
-    def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
+    def read_sections(
+        self, reader: SectionReader, like: Mapping[str, Tensor]
+    ) -> Mapping[str, Part]:
         """Read every array."""
+        plan = self.plan_of(like)
+        at_once = None if plan is None else plan.read(reader)
+        if at_once is not None:
+            return at_once
         parts: dict[str, Part] = {}
         layouts = {name: Layout.of(x) for name, x in like.items()}
         for names in self._coded_together(layouts):

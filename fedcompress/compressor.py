@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedcompress.block import Block
+from fedcompress.block import Block, BlockLayout
 from fedcompress.errors import LayoutError
 from fedcompress.own_payloads import note_own
 from fedcompress.wire import Framed, Section, SectionReader, write_payload
@@ -58,6 +58,8 @@ class FlatParts(Mapping[str, Part]):
 
     Parameters
     ----------
+    layout : BlockLayout
+        How the arrays lie.
     parts : callable
         Gives the part of each array by name; called when somebody asks for one of them.
     positions : Tensor
@@ -67,8 +69,13 @@ class FlatParts(Mapping[str, Part]):
     """
 
     def __init__(
-        self, parts: Callable[[], Mapping[str, Part]], positions: Tensor, entries: Tensor
+        self,
+        layout: BlockLayout,
+        parts: Callable[[], Mapping[str, Part]],
+        positions: Tensor,
+        entries: Tensor,
     ) -> None:
+        self.layout = layout
         self.positions = positions
         self.entries = entries
         self._make_parts = parts
@@ -174,7 +181,9 @@ class Compressor(ABC):
         """Encode; ``decoded`` is given if ``want_decoded``, equal to what decoding gives."""
 
     @abstractmethod
-    def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
+    def read_sections(
+        self, reader: SectionReader, like: Mapping[str, Tensor]
+    ) -> Mapping[str, Part]:
         """Read the update back, checked but not yet expanded: names of ``like``, in its order."""
 
     def init(self, like: Arrays) -> State:
@@ -227,14 +236,14 @@ class Compressor(ABC):
 
     def encode_and_decode(
         self, update: Arrays, state: State, rng: np.random.Generator
-    ) -> tuple[bytes, State, dict[str, Tensor]]:
+    ) -> tuple[bytes, State, Mapping[str, Tensor]]:
         """Encode, and also give what the other side will decode, without decoding bytes."""
         tensors = as_tensors(update)
         encoded = self.encode_sections(tensors, state, rng, want_decoded=True)
         payload = write_payload(encoded.sections, self.spec, tensors)
         if encoded.decoded is None:
             return payload, encoded.state, self.decode(payload, tensors)
-        return payload, encoded.state, dict(encoded.decoded)
+        return payload, encoded.state, encoded.decoded
 
     def decode(
         self, payload: bytes, like: Arrays, memory: Memory | None = None
@@ -279,7 +288,7 @@ class Compressor(ABC):
 
     def read(
         self, payload: bytes, like: Arrays, memory: Memory | None = None
-    ) -> tuple[dict[str, Part], dict[str, int]]:
+    ) -> tuple[Mapping[str, Part], dict[str, int]]:
         """Read and check a payload without expanding it, and count its bytes by kind."""
         tensors = as_tensors(like)
         reader = SectionReader(payload, self.spec, tensors)
@@ -310,7 +319,8 @@ def all_inside(compressor: Compressor) -> Iterator[Compressor]:
 
 def under(state: State, prefix: str) -> dict[str, Tensor]:
     """Give the part of a state whose names begin with ``prefix``, without it."""
-    return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+    # A block makes its arrays when one is asked for.
+    return {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
 
 
 def as_tensors(arrays: Arrays) -> Mapping[str, Tensor]:

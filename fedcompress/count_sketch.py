@@ -169,7 +169,9 @@ class CountSketch(Compressor):
         }
         return Encoded(sections, state, decoded)
 
-    def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
+    def read_sections(
+        self, reader: SectionReader, like: Mapping[str, Tensor]
+    ) -> Mapping[str, Part]:
         """Read the table and find its largest entries; then the exact arrays."""
         floats, rest = _split(like)
         parts = self._parts(self._read_tables(reader, floats), floats)

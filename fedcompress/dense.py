@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, wraps
 from io import BytesIO
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -147,9 +147,13 @@ class LateArrays(dict[str, Array]):
 
     def __eq__(self, other: object) -> bool:
         """Compare with any dictionary; with one of the same layout without making arrays."""
-        if isinstance(other, LateArrays) and self.is_whole and other.is_whole:
-            if self.layout.equals(other.layout):
-                return is_same(self.block, other.block)
+        if (
+            isinstance(other, LateArrays)
+            and self.is_whole
+            and other.is_whole
+            and self.layout.equals(other.layout)
+        ):
+            return is_same(self.block, other.block)
         self.make()
         if isinstance(other, LateArrays):
             other.make()
@@ -159,18 +163,18 @@ class LateArrays(dict[str, Array]):
         """Whether it equals another dictionary not."""
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]  # as dict
+    __hash__ = None  # as dict
 
     def __reduce__(self) -> tuple[type[dict[str, Array]], tuple[list[tuple[str, Array]]]]:
         """Let whoever reads a pickle get a dictionary."""
         return dict, (list(self.items()),)
 
 
-def _made_first(name: str) -> Callable[..., Any]:
+def _made_first(name: str) -> Callable[..., object]:
     of_dict = getattr(dict, name)
 
     @wraps(of_dict)
-    def method(self: LateArrays, *args: Any, **named: Any) -> Any:
+    def method(self: LateArrays, *args: object, **named: object) -> object:
         self.make()
         return of_dict(self, *args, **named)
 

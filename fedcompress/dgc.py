@@ -149,7 +149,9 @@ class DGC(Compressor):
             new_state[_UNSENT + name] = unsent[name] - sent
         return Encoded(inner.sections, new_state, inner.decoded if want_decoded else None)
 
-    def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
+    def read_sections(
+        self, reader: SectionReader, like: Mapping[str, Tensor]
+    ) -> Mapping[str, Part]:
         """Read what was kept."""
         return self.sender(0).read_sections(reader, like)
 

@@ -15,7 +15,9 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedcompress import protocol
+from fedcompress.block import Block, as_block
 from fedcompress.compressor import Compressor, State
+from fedcompress.dense import record_bytes
 from fedcompress.errors import NotFiniteError
 from fedcompress.randomness import rng_for
 from fedcompress.reference import NO_VERSION
@@ -50,7 +52,7 @@ class Broadcast:
     group: str = ""
     remembers: bool = True
     version: int = NO_VERSION
-    reference: dict[str, Tensor] = field(default_factory=dict)
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
     checksum: int = 0
     _stays: bool = False
     _state: State = field(default_factory=dict)
@@ -61,12 +63,8 @@ class Broadcast:
     def advance_to(self, target: Mapping[str, Tensor], server_round: int) -> None:
         """Move the reference towards ``target`` by what this round's payload carries."""
         self._shipments = {}
-        for name, x in target.items():
-            if x.is_floating_point() and not bool(x.isfinite().all()):
-                raise NotFiniteError(
-                    f"global model {name!r} holds NaN or infinity before round {server_round}: the "
-                    "server's rule has diverged; lower its learning rate"
-                )
+        target = as_block(target) or target
+        _check_finite(target, server_round)
         if self._stays:
             # What the last broadcast left out of this same target is in the residual already.
             target, self._stays = self.reference, False
@@ -131,7 +129,8 @@ class Broadcast:
         self.version = int(str(state["version"]))
         self.checksum = int(str(state["checksum"]))
         self._stays = bool(state["stays"])
-        self.reference = {k: torch.from_numpy(x.copy()) for k, x in arrays["reference"].items()}
+        reference = {k: torch.from_numpy(x.copy()) for k, x in arrays["reference"].items()}
+        self.reference = as_block(reference) or reference
         self._state = {k: torch.from_numpy(x.copy()) for k, x in arrays["state"].items()}
         self._payloads = {int(v): p.tobytes() for v, p in arrays["payloads"].items()}
         self._held = {int(k): int(str(v)) for k, v in _mapping(state, "held").items()}
@@ -139,7 +138,8 @@ class Broadcast:
 
     def _restart(self, target: Mapping[str, Tensor]) -> None:
         """Start anew from the whole model; no node holds it yet."""
-        self.reference = {name: x.clone() for name, x in target.items()}
+        is_own = isinstance(target, Block)  # which nobody changes
+        self.reference = target if is_own else {name: x.clone() for name, x in target.items()}
         self.version += 1
         self.checksum = protocol.checksum(self.reference)
         self._state = self.compressor.init(self.reference) if self.remembers else {}
@@ -150,7 +150,7 @@ class Broadcast:
         latest = len(self._payloads.get(self.version, b""))
         if base == NO_VERSION:
             record = protocol.tensors_to_record(self.reference)
-            size = sum(len(array.data) for array in record.values())
+            size = record_bytes(record)
             return Shipment(record, base, size, size - min(size, latest))
         payloads = [self._payloads[v] for v in range(base + 1, self.version + 1)]
         size = sum(len(payload) for payload in payloads)
@@ -158,6 +158,8 @@ class Broadcast:
         return Shipment(protocol.payloads_to_record(payloads), base, size, catchup)
 
     def _dense_bytes(self) -> int:
+        if isinstance(self.reference, Block):
+            return self.reference.flat.nbytes
         return sum(x.numel() * x.element_size() for x in self.reference.values())
 
     def _drop_stale_payloads(self) -> None:
@@ -176,7 +178,22 @@ def _mapping(state: Mapping[str, object], key: str) -> Mapping[str, object]:
     return value
 
 
+def _check_finite(target: Mapping[str, Tensor], server_round: int) -> None:
+    if isinstance(target, Block):
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(target.flat.sum()):  # else it may still be the sum alone that is not
+                return
+    for name, x in target.items():
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise NotFiniteError(
+                f"global model {name!r} holds NaN or infinity before round {server_round}: the "
+                "server's rule has diverged; lower its learning rate"
+            )
+
+
 def _same_layout(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    if isinstance(a, Block) and isinstance(b, Block):
+        return a.layout.equals(b.layout)
     return a.keys() == b.keys() and all(
         a[name].shape == x.shape and a[name].dtype == x.dtype for name, x in b.items()
     )

@@ -149,7 +149,9 @@ class ErrorFeedback(Compressor):
             parts,
         )
 
-    def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
+    def read_sections(
+        self, reader: SectionReader, like: Mapping[str, Tensor]
+    ) -> Mapping[str, Part]:
         """Read as the compressor inside does."""
         return self.compressor.read_sections(reader, like)
 

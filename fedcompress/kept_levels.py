@@ -16,24 +16,27 @@ from torch import Tensor
 
 from fedcompress.block import Block, BlockLayout, block_layout
 from fedcompress.coder import Coder
-from fedcompress.coders.entropy import Entropy
 from fedcompress.coders.combinations import combination_size
+from fedcompress.coders.entropy import Entropy
 from fedcompress.coders.gaps import random_bits
-from fedcompress.coders.index_sets import encode_index_set
+from fedcompress.coders.index_sets import decode_index_set, encode_index_set
 from fedcompress.coders.kernel_sets import taps_of
 from fedcompress.coders.row_sets import SHAPES, shortened_weights
-from fedcompress.coders.symbol_arrays import encode_symbols
+from fedcompress.coders.symbol_arrays import decode_symbols, encode_symbols
 from fedcompress.compressor import FlatParts, Part
+from fedcompress.errors import PayloadError
 from fedcompress.stage import Stage
 from fedcompress.stages.quantize import Quantize
 from fedcompress.stages.selection import add_at, count_of
 from fedcompress.stages.top_k import TopK
-from fedcompress.wire import Framed, Section
+from fedcompress.wire import Framed, Section, SectionReader
 
 _WORDS = 1 << 64
 _KINDS = ("index", "scale", "symbols")
 _ROOM, _ROOM_EACH = 1 << 12, 24  # bytes, and for each entry that is kept, in which codes fit
 _MOST_ENTRIES = 1 << 31
+_MOST_LEVEL = 1 << 15  # of 16 bits
+_LARGEST = float(np.finfo(np.float32).max)
 _NONE = np.zeros(0, np.float32)
 _NO_TERMS = _NONE, _NONE, _NONE
 _MOST_IN_ROW = 511  # entries that a row may keep for its count to have a weight
@@ -122,6 +125,40 @@ class Plan:
             return self.layout.names[wrong]
         return KeptLevels(self, kept, places, symbols, values, steps)
 
+    def read(self, reader: SectionReader) -> FlatParts | None:
+        """Read what `KeptLevels.sections` coded; None, and nothing read, where that is not it.
+
+        Whoever reads by the stages then finds what is wrong, if anything is.
+        """
+        place = reader.place()
+        steps, kept, symbols = np.empty(len(self.starts), np.float32), [], []
+        try:
+            for i, (_, shape, start, end) in enumerate(self.places()):
+                count = int(self.kept_ends[i]) - self.kept_starts[i]
+                kept.append(decode_index_set(reader.take(_KINDS[0]), end - start, shape))
+                scales = np.frombuffer(reader.take(_KINDS[1]), "<f4")
+                symbols.append(decode_symbols(reader.take(_KINDS[2]), (count,), 0))
+                if kept[-1].size != count or scales.size != 1:
+                    raise PayloadError(f"payload: array {i} is not of {count} entries in one step")
+                steps[i] = scales[0]
+        except (PayloadError, ValueError):
+            reader.go_back(place)
+            return None
+        levels = np.concatenate(symbols)
+        most = float(np.abs(steps).max())
+        if not most <= _LARGEST or int(np.abs(levels).max()) > _MOST_LEVEL:
+            reader.go_back(place)
+            return None
+        counts = np.diff(self.kept_ends, prepend=0)
+        values = levels.astype(np.float32)
+        with np.errstate(over="ignore"):
+            values *= np.repeat(steps, counts)
+        if most > _LARGEST / _MOST_LEVEL:
+            np.clip(values, -_LARGEST, _LARGEST, out=values)
+        positions = np.concatenate(kept)
+        places = positions + np.repeat(self.starts, counts)
+        return KeptLevels(self, positions, places, levels, values, steps).parts()
+
 
 @dataclass(frozen=True, eq=False)
 class KeptLevels:
@@ -182,7 +219,7 @@ class KeptLevels:
     def parts(self) -> FlatParts:
         """Give what decoding gives."""
         places, values = torch.from_numpy(self.places), torch.from_numpy(self.values)
-        return FlatParts(self._parts, places, values)
+        return FlatParts(self.plan.layout, self._parts, places, values)
 
     def _parts(self) -> dict[str, Part]:
         plan = self.plan

@@ -101,7 +101,9 @@ class Momentum(Compressor):
         }
         return Encoded(inner.sections, new_state, inner.decoded)
 
-    def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
+    def read_sections(
+        self, reader: SectionReader, like: Mapping[str, Tensor]
+    ) -> Mapping[str, Part]:
         """Read as the compressor inside does."""
         return self.compressor.read_sections(reader, like)
 

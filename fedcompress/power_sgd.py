@@ -155,7 +155,9 @@ class PowerSGD(Compressor):
             decoded[name] = _low_rank(sent.decoded[name], gain, update[name]).dense()
         return Encoded(sections, new_state, {name: decoded[name] for name in update})
 
-    def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
+    def read_sections(
+        self, reader: SectionReader, like: Mapping[str, Tensor]
+    ) -> Mapping[str, Part]:
         """Read the factors of every matrix, then what multiplies them, then the rest."""
         matrices, rest = self._split(like)
         factors = self.factors.read_sections(reader, _factors_like(matrices, self.rank))
@@ -166,7 +168,7 @@ class PowerSGD(Compressor):
             if not isinstance(gains, Scale):
                 raise PayloadError(f"expected scales, got a stream of {gains.kind}")
             products[name] = _low_rank(factors[name].dense(), gains.values.to(x.device), like[name])
-        parts = products | self.rest.read_sections(reader, rest)
+        parts = {**products, **self.rest.read_sections(reader, rest)}
         return {name: parts[name] for name in like}
 
     def __str__(self) -> str:

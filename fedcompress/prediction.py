@@ -114,7 +114,9 @@ class Predictive(Compressor):
             sections.insert(0, Section("memory", _checksum(memories) + steps))
         return Encoded(sections, new_state, decoded if want_decoded else None)
 
-    def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
+    def read_sections(
+        self, reader: SectionReader, like: Mapping[str, Tensor]
+    ) -> Mapping[str, Part]:
         """Read the difference; the memory that it builds on must be the reader's, or zero."""
         memories = _memories(like, reader.memory)
         factors: list[float] = []
@@ -129,7 +131,7 @@ class Predictive(Compressor):
                         f"{self.name}: the payload builds on other numbers than this side "
                         "remembers; the sender starts anew"
                     )
-        parts = self.compressor.read_sections(reader, like)
+        parts = dict(self.compressor.read_sections(reader, like))
         for (name, memory), factor in zip(memories.items(), factors, strict=True):
             parts[name] = _Predicted(parts[name], memory, factor, self.rate)
         return parts

@@ -13,7 +13,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedcompress.block import Block
+from fedcompress.block import Block, BlockLayout
+from fedcompress.compressor import FlatParts, SentParts
 from fedcompress.dense import STYPE as DENSE_STYPE
 from fedcompress.dense import (
     block_record,
@@ -107,7 +108,7 @@ def record_to_payloads(record: ArrayRecord) -> list[bytes]:
     return [array.data for array in record.values()]
 
 
-def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Give the update that leads from ``before`` to ``after``.
 
     Raises
@@ -115,6 +116,12 @@ def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dic
     LayoutError
         If names, shapes or dtypes differ.
     """
+    if (
+        isinstance(after, Block)
+        and isinstance(before, Block)
+        and after.layout.equals(before.layout)
+    ):
+        return Block.difference(before.layout, after.flat, before.flat)
     check_same_layout(after, before)
     return {
         name: x - before[name] if x.is_floating_point() else x
@@ -148,12 +155,24 @@ def update_of(trained: ArrayRecord, before: Mapping[str, Tensor]) -> Mapping[str
     return update
 
 
-def advance(before: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def advance(before: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Apply an update; both ends do it by these same operations, so they stay equal."""
+    if isinstance(before, Block):
+        return Block(before.layout, before.flat + _flat_of(update, before.layout))
     return {
         name: x + update[name] if x.is_floating_point() else update[name]
         for name, x in before.items()
     }
+
+
+def _flat_of(update: Mapping[str, Tensor], layout: BlockLayout) -> np.ndarray:
+    """Put an update of a block's arrays one behind another."""
+    parts = update.parts if isinstance(update, SentParts) else None
+    if isinstance(parts, FlatParts) and parts.layout.equals(layout):
+        flat = np.zeros(layout.stops[-1], np.float32)
+        flat[parts.positions.numpy()] = parts.entries.numpy()
+        return flat
+    return np.concatenate([update[name].numpy().reshape(-1) for name in layout.names])
 
 
 def check_finite(arrays: Mapping[str, Tensor]) -> None:
@@ -195,6 +214,8 @@ def check_same_layout(after: Mapping[str, Tensor], before: Mapping[str, Tensor])
 
 def checksum(arrays: Mapping[str, Tensor]) -> int:
     """Give the CRC-32 over the bytes of all arrays in order."""
+    if isinstance(arrays, Block):
+        return zlib.crc32(arrays.flat.data.cast("B"))
     value = 0
     for x in arrays.values():
         raw = np.ascontiguousarray(x.cpu().numpy()).reshape(-1).view(np.uint8)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.block import Block, as_block, is_same, share
-from fedcompress.compressor import Compressor
+from fedcompress.compressor import Compressor, SentParts
 
 _MOST_BYTES = 128_000_000
 _FEWEST = 2  # a model and the one that it leads to are kept however large they are
@@ -62,8 +62,8 @@ class Reference:
         key = (compressor.spec, payload)
         led_to = self._next.get(key)
         if led_to is None:
-            update = compressor.decode(payload, self.tensors)
-            arrays = protocol.advance(self.tensors, update)
+            parts, _ = compressor.read(payload, self.tensors)
+            arrays = protocol.advance(self.tensors, SentParts(parts))
             # Others may have been sent this model whole, or have come to it another way.
             led_to = _KNOWN.find(self.version + 1, as_block(arrays) or arrays)
             self._next[key] = led_to
@@ -96,7 +96,8 @@ class _Known:
                 return known
         reference = Reference(version, arrays)
         if isinstance(arrays, Block):
-            share(arrays.flat)
+            # Two models of one version and checksum would be one to every client in any case.
+            share(arrays.flat, f"{version}-{reference.checksum:08x}-{arrays.flat.size}")
         self.keep(reference)
         return reference
 

@@ -13,7 +13,7 @@ from fedcompress.chain import as_compressor
 from fedcompress.compressor import Compressor, Encoded, Part, State, under
 from fedcompress.errors import SpecError
 from fedcompress.spec_text import literal_text
-from fedcompress.wire import Section, SectionReader
+from fedcompress.wire import Framed, Section, SectionReader
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -88,7 +88,7 @@ class Route(Compressor):
         want_decoded: bool,
     ) -> Encoded:
         """Encode part by part, in the order of the patterns."""
-        sections: list[Section] = []
+        sections: list[Section | Framed] = []
         new_state: dict[str, Tensor] = {}
         decoded: dict[str, Tensor] = {}
         for i, (part, arrays) in enumerate(self._groups(update)):
@@ -101,7 +101,9 @@ class Route(Compressor):
             return Encoded(sections, new_state, None)
         return Encoded(sections, new_state, {name: decoded[name] for name in update})
 
-    def read_sections(self, reader: SectionReader, like: Mapping[str, Tensor]) -> dict[str, Part]:
+    def read_sections(
+        self, reader: SectionReader, like: Mapping[str, Tensor]
+    ) -> Mapping[str, Part]:
         """Read part by part."""
         parts: dict[str, Part] = {}
         for compressor, arrays in self._groups(like):

@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
 
 from fedcompress import protocol
 from fedcompress.aggregation import TreeSum
+from fedcompress.block import as_block
 from fedcompress.broadcasts import Broadcasts
 from fedcompress.checks import check_integer
 from fedcompress.compressor import Compressor
@@ -190,7 +191,7 @@ class Compressed(StrategyAround):
             )
         if arrays is not None:
             restored = restore_dtypes(protocol.record_to_tensors(arrays), self._dtypes)
-            arrays = protocol.tensors_to_record(restored)
+            arrays = protocol.tensors_to_record(as_block(restored) or restored)
         elif self._broadcasts is not None:
             self._broadcasts.model_stays()
         self.last_round.aggregate_seconds = time.perf_counter() - started

@@ -85,7 +85,7 @@ class Starts:
         self.arrays = arrays
         self._round = server_round
         self._broadcasts = broadcasts
-        model = protocol.record_to_tensors(arrays)
+        model = protocol.record_to_block(arrays) or protocol.record_to_tensors(arrays)
         self.dtypes: dict[str, torch.dtype] = {name: x.dtype for name, x in model.items()}
         self._model: Start | None = Start(model)
         if broadcasts is not None and sends_own:

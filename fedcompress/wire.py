@@ -40,7 +40,6 @@ class Section:
     kind: str
     data: bytes
 
-
     @property
     def framed(self) -> bytes:
         """The bytes behind their length, as they stand in a payload."""
@@ -199,6 +198,14 @@ class SectionReader:
         self.bytes_by_kind[kind] += length
         self._position = start + length
         return self._view[start : start + length]
+
+    def place(self) -> tuple[int, Counter[str]]:
+        """Give what `go_back` needs to read from here again."""
+        return self._position, self.bytes_by_kind.copy()
+
+    def go_back(self, place: tuple[int, Counter[str]]) -> None:
+        """Forget what was read since `place` was asked."""
+        self._position, self.bytes_by_kind = place
 
     def finish(self) -> None:
         """Check that nothing is left over."""

@@ -295,9 +295,7 @@ def _cost_bits(counts: np.ndarray, weights: np.ndarray) -> float:
 
 
 @kernel
-def _put_symbols_under(
-    symbols: np.ndarray, weights: np.ndarray, out: np.ndarray, at: int
-) -> int:
+def _put_symbols_under(symbols: np.ndarray, weights: np.ndarray, out: np.ndarray, at: int) -> int:
     """Code symbols by asymmetric numeral systems, as constriction does under these weights.
 
     Its model rounds shares to 24 bits with one part for each symbol to begin with; its coder has a
@@ -359,7 +357,8 @@ def _put_gaps(kept: np.ndarray, n: int, out: np.ndarray, at: int) -> int:
         ratio = _times(ratio, ratio)
     weight = _ONE
     for i in range(largest + 1):
-        weights[i] = max(1, np.int64(weight >> np.uint64(8)))
+        weights[i] = weight >> np.uint64(8)
+        weights[i] = max(1, weights[i])
         weight = _times(weight, ratio)
     first = 0
     while counts[first] == 0:
@@ -393,7 +392,7 @@ def _put_symbols(
     """Code the symbols of one array; −1 where this cannot."""
     low, high = np.int64(symbols[0]), np.int64(symbols[0])
     for symbol in symbols:
-        low, high = min(low, np.int64(symbol)), max(high, np.int64(symbol))
+        low, high = min(low, symbol), max(high, symbol)
     if symbols.size <= _FEW_SYMBOLS:
         out[0] = _FEW
         at = 1

@@ -1,4 +1,4 @@
-"""Files that a process has written over, mapped so that it reads and writes them in one copy less."""
+"""Files that a process writes over and reads again, mapped so that this takes one copy less."""
 
 from __future__ import annotations
 
@@ -66,25 +66,21 @@ class MappedFiles:
 
     def _find(self, path: str, size: int | None = None) -> _Mapped | None:
         """Give the mapping of a file as it is now; with a size, make one if it has that."""
-        try:
-            about = os.stat(path)  # noqa: PTH116 - a Path takes thrice as long
-        except FileNotFoundError:
-            about = None
+        inode, found = _inode_and_size(path)
         mapped = self._mapped.get(path)
-        is_same = mapped is not None and about is not None
-        if is_same and (mapped.inode, mapped.contents.size) == (about.st_ino, about.st_size):
+        if mapped is not None and (mapped.inode, mapped.contents.size) == (inode, found):
             self._mapped.move_to_end(path)
-            return mapped if size is None or size == about.st_size else None
+            return mapped if size is None or size == found else None
         if mapped is not None:
             self._drop(path)
-        if about is None or about.st_size != size:
+        if size is None or size != found:
             return None
         file = os.open(path, os.O_RDWR)
         try:
             memory = mmap.mmap(file, size)
         finally:
             os.close(file)
-        mapped = _Mapped(about.st_ino, memory, np.frombuffer(memory, np.uint8))
+        mapped = _Mapped(inode, memory, np.frombuffer(memory, np.uint8))
         self._mapped[path] = mapped
         self._bytes += size
         while self._bytes > self._most_bytes or len(self._mapped) > _MOST_FILES:
@@ -94,3 +90,11 @@ class MappedFiles:
     def _drop(self, path: str) -> None:
         # What still reads the contents holds the memory.
         self._bytes -= self._mapped.pop(path).contents.size
+
+
+def _inode_and_size(path: str) -> tuple[int, int]:
+    try:
+        about = os.stat(path)  # noqa: PTH116 - a Path takes thrice as long
+    except FileNotFoundError:
+        return -1, -1
+    return about.st_ino, about.st_size

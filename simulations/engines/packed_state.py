@@ -2,12 +2,12 @@
 
 Most of a state lies in blocks (`fedcompress.block`), which are written as they lie and read where
 they come to lie. A block that many clients hold alike, such as a reference model, lies in a file of
-its own beside theirs, named by its digest, and is one object to all that read it here.
+its own beside theirs, under the name that it is shared by, and is one object to all that read it
+here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
-from fedcompress.block import BlockLayout, block_layout, is_shared, share
+from fedcompress.block import BlockLayout, block_layout, share, shared_name
 from fedcompress.dense import block_record, whole_block
 from fedcompress.flower_adapter import filled
 from fedcompress.protocol import KEY_PREFIX
@@ -35,6 +35,7 @@ _ALIGNED = 64
 _COUNT = struct.Struct("<Q")
 _PADDING = bytes(_ALIGNED)
 _OWN, _SHARED, _OTHER = 0, 1, 2
+_PREFIX = "shared-"
 _MOST_BYTES = 64_000_000
 _MOST_MAPPED_BYTES = 256_000_000
 _EVEN_BYTES = 256  # to a multiple of which descriptions are filled, so that files keep their size
@@ -48,7 +49,6 @@ class StateFolder:
     """
 
     def __init__(self) -> None:
-        self._names: dict[int, str] = {}
         self._by_name: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()
         self._mapped = MappedFiles(_MOST_MAPPED_BYTES)
         self._read: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -72,8 +72,9 @@ class StateFolder:
                 continue
             flat, layout = whole
             about = _said_of(layout)
-            if is_shared(flat):
-                names.append(self._write_shared(path, flat))
+            name = shared_name(flat)
+            if name is not None:
+                names.append(self._write_shared(path, flat, name))
                 described.append([key, _SHARED, about, names[-1]])
             else:
                 described.append([key, _OWN, about, packer.part(flat.data.cast("B"))])
@@ -121,11 +122,9 @@ class StateFolder:
             records[key] = block_record(layout, flat)
         return filled(RecordDict(), records)
 
-    def _write_shared(self, path: str, flat: np.ndarray) -> str:
-        name = self._names.get(id(flat), "")
-        if self._by_name.get(name) is not flat:
-            name = f"shared-{hashlib.sha256(flat.data).hexdigest()}"
-            self._note(name, flat)
+    def _write_shared(self, path: str, flat: np.ndarray, name: str) -> str:
+        name = _PREFIX + name
+        self._by_name.setdefault(name, flat)
         beside = _beside(path, name)
         if not os.path.exists(beside):  # noqa: PTH110 - a Path takes thrice as long
             # Whole or not at all: another worker may read it as soon as it has this name.
@@ -142,8 +141,8 @@ class StateFolder:
         flat = self._by_name.get(name)
         if flat is None:
             flat = read_buffer(_beside(path, name)).view(dtype)
-            share(flat)
-            self._note(name, flat)
+            share(flat, name.removeprefix(_PREFIX))
+            self._by_name[name] = flat
             self._read[name] = flat
             self._read_bytes += flat.nbytes
             while self._read_bytes > _MOST_BYTES and len(self._read) > 1:
@@ -151,12 +150,6 @@ class StateFolder:
         elif name in self._read:
             self._read.move_to_end(name)
         return flat
-
-    def _note(self, name: str, flat: np.ndarray) -> None:
-        if len(self._names) > 2 * len(self._by_name) + 16:
-            self._names = {id(x): key for key, x in self._by_name.items()}
-        self._names[id(flat)] = name
-        self._by_name[name] = flat
 
 
 def _beside(path: str, name: str) -> str:

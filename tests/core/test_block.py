@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedcompress import parse, protocol, rng_for
 from fedcompress.aggregation import TreeSum
-from fedcompress.block import Block, as_block, is_same, is_shared, renamed, share
+from fedcompress.block import Block, as_block, is_same, renamed, share, shared_name
 from fedcompress.compressor import FlatParts
 from fedcompress.dense import share_record, whole_block
 from fedcompress.errors import NotFiniteError
@@ -121,12 +121,12 @@ def test_sameness_is_of_bytes() -> None:
 
 def test_a_shared_block_is_forgotten_with_its_array() -> None:
     flat = np.ones(3, np.float32)
-    share(flat)
-    assert is_shared(flat)
+    share(flat, "of three")
+    assert shared_name(flat) == "of three"
     record = protocol.tensors_to_record(Block(as_block({"a": torch.ones(3)}).layout, flat))  # type: ignore[union-attr]
     whole = whole_block(share_record(record))
     assert whole is not None
-    assert is_shared(whole[0])
+    assert shared_name(whole[0]) == "of three"
     key = id(flat)
     del flat, record, whole
     gc.collect()

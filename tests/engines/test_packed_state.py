@@ -62,7 +62,7 @@ def test_bytes_that_others_wrote_are_read(tmp_path: Path) -> None:
 
 def test_what_clients_hold_alike_lies_there_once(tmp_path: Path) -> None:
     alike = block(0)
-    share(alike)
+    share(alike, "alike")
     folder = StateFolder()
     names = [folder.write(str(tmp_path / str(i)), state(block(i), alike)) for i in range(1, 6)]
     assert len({tuple(name) for name in names}) == 1
@@ -85,8 +85,8 @@ def test_what_clients_hold_alike_lies_there_once(tmp_path: Path) -> None:
 def test_shared_files_go_with_the_last_state_that_needs_them() -> None:
     files, folder = StateFiles(), StateFolder()
     kept = [block(100 + version) for version in range(6)]
-    for flat in kept:
-        share(flat)
+    for version, flat in enumerate(kept):
+        share(flat, str(version))
     rng = np.random.default_rng(0)
     held: dict[int, int] = {}
     try:
@@ -121,7 +121,7 @@ def test_a_folder_that_is_full_leaves_no_half_of_a_shared_file(
     from simulations.engines import packed_state
 
     alike = block(0)
-    share(alike)
+    share(alike, "alike")
 
     def full(path: str, data: object) -> None:
         Path(path).write_bytes(b"half")

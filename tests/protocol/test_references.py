@@ -25,13 +25,13 @@ def payload(seed: int) -> bytes:
 
 def test_equal_starts_and_payloads_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[bytes] = []
-    decode = Compressor.decode
+    read = Compressor.read
 
     def counted(self: Compressor, data: bytes, like: dict[str, torch.Tensor]) -> object:
         decoded.append(data)
-        return decode(self, data, like)
+        return read(self, data, like)
 
-    monkeypatch.setattr(Compressor, "decode", counted)
+    monkeypatch.setattr(Compressor, "read", counted)
     compressor = parse(DOWNLINK)
     start, update = protocol.tensors_to_record(model(101)), payload(102)
     ends = [
@@ -39,7 +39,7 @@ def test_equal_starts_and_payloads_are_decoded_once(monkeypatch: pytest.MonkeyPa
         for record in (start, share_record(start), protocol.tensors_to_record(model(101)))
     ]
     assert len(decoded) == 1
-    expected = protocol.advance(model(101), decode(compressor, update, model(101)))
+    expected = protocol.advance(model(101), compressor.decode(update, model(101)))
     for end in ends:
         assert end.version == 8
         assert torch.equal(end.tensors["w"], expected["w"])
