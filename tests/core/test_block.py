@@ -72,7 +72,12 @@ def test_updates_and_residuals_of_blocks_are_those_of_arrays(
     compressor = parse(FEEDBACK)
     state, plain_state = compressor.init(update), compressor.init(expected)
     for number in range(3):
+        if number:  # once looked at, it is an update like any other
+            update = protocol.update_of(protocol.tensors_to_record(trained), block)
+            assert isinstance(update, Block)
+            assert update.terms is not None
         payload, state = compressor.encode(update, state, rng_for(1, round=number))
+        assert number == 0 or update.terms is not None  # it was reckoned with the residual
         plain, plain_state = compressor.encode(
             expected, dict(plain_state), rng_for(1, round=number)
         )
@@ -92,6 +97,30 @@ def test_what_is_not_finite_is_named() -> None:
     block.flat[4] = np.nan
     with pytest.raises(NotFiniteError, match=r"layer\.1"):
         protocol.check_finite(block)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_an_update_that_nobody_looked_at_is_checked_when_it_is(odd: float) -> None:
+    before = as_block(arrays([(3,), (2, 2)]))
+    after = as_block(arrays([(3,), (2, 2)], 1))
+    assert before is not None
+    assert after is not None
+    after.flat[5] = odd
+    compressor = parse(FEEDBACK)
+    state = compressor.init(before)
+    start = as_block(state)
+    assert start is not None
+    for begun in (state, start):
+        update = protocol.update_of(protocol.tensors_to_record(after), before)
+        protocol.check_finite(update)
+        with pytest.raises(NotFiniteError, match=r"layer\.1.*training has diverged"):
+            compressor.encode(update, begun, rng_for(0))
+    after.flat[5] = 3e38
+    before.flat[5] = -3e37
+    start.flat[5] = 3e38
+    update = protocol.update_of(protocol.tensors_to_record(after), before)
+    with pytest.raises(NotFiniteError, match=r"layer\.1.*top_k"):
+        compressor.encode(update, start, rng_for(0))
 
 
 @given(SHAPES, st.lists(st.floats(0.1, 50), min_size=1, max_size=4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -12,8 +13,9 @@ import torch
 
 from fedcompress import parse, rng_for
 from fedcompress.chain import Chain
-from fedcompress.errors import NotFiniteError
-from fedcompress.kept_levels import KeptLevels, plan_of
+from fedcompress.compressor import Compressor
+from fedcompress.errors import NotFiniteError, PayloadError
+from fedcompress.kept_levels import KeptLevels, Plan, plan_of
 from fedcompress.stage import Stage
 from fedcompress.stages.top_k import TopK
 from fedcompress.wire import Framed, Section, write_payload
@@ -201,3 +203,40 @@ def test_what_is_not_finite_is_named(wrapper: str) -> None:
             compressor.encode(update, state, rng_for(1))
         for residual in state.values():
             assert not residual.any()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 16])
+def test_payloads_are_read_at_once_as_array_by_array(
+    monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    """What is damaged too: the same is read, or refused for the same reason."""
+    compressor = parse(f"error_feedback(top_k(0.03) | quantize({bits}))")
+    draw = rng_for(bits)
+    update = {
+        f"{i}": torch.from_numpy(_uneven(draw, shape, spread=1, shift=0))
+        for i, shape in enumerate([(1,), (70,), (4000,), (40, 90), (10, 8), (6, 2, 3, 3)])
+    }
+    payload, _ = compressor.encode(update, compressor.init(update), rng_for(0))
+    for turn in range(400):
+        damaged = bytearray(payload)
+        if turn:
+            for place in draw.integers(16, len(payload), size=turn % 3 + 1):
+                damaged[place] = draw.integers(256)
+        damaged[12:16] = zlib.crc32(damaged[16:], zlib.crc32(damaged[:12])).to_bytes(4, "little")
+        read = [_read(compressor, bytes(damaged), update)]
+        with monkeypatch.context() as patched:
+            patched.setattr(Plan, "read", lambda _self, _reader: None)
+            read.append(_read(compressor, bytes(damaged), update))
+        assert read[0] == read[1]
+
+
+def _read(compressor: Compressor, payload: bytes, like: dict[str, torch.Tensor]) -> object:
+    try:
+        parts, by_kind = compressor.read(payload, like)
+    except PayloadError as error:
+        return str(error)
+    added = {name: torch.ones(x.shape) for name, x in like.items()}
+    for name, part in parts.items():
+        part.add_to(added[name], 0.3)
+    dense = {name: part.dense().numpy().tobytes() for name, part in parts.items()}
+    return dense, {name: x.numpy().tobytes() for name, x in added.items()}, by_kind

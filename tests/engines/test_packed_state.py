@@ -51,6 +51,43 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert folder.read(path) == RecordDict()
 
 
+LARGE = block_layout(np.dtype(np.float32), ("w", "b"), ((300, 200), (20,)))
+
+
+def large_state(seed: int, server_round: int) -> RecordDict:
+    rng = np.random.default_rng(seed)
+    ours, theirs = (rng.standard_normal(60_020).astype(np.float32) for _ in range(2))
+    return RecordDict(
+        {
+            "fedcompress": ConfigRecord({"round": server_round}),
+            "fedcompress.state": block_record(LARGE, ours),
+            "theirs": block_record(LARGE, theirs),
+        }
+    )
+
+
+def test_states_that_are_written_over_are_read_where_they_lie(tmp_path: Path) -> None:
+    """By those that wrote them and those that did not; what an app may keep is its own."""
+    path = str(tmp_path / "1")
+    folders = [StateFolder() for _ in range(3)]
+    held: list[tuple[RecordDict, RecordDict]] = []
+    for turn, server_round in enumerate((8, 9, 10, 11, 1000)):
+        written = large_state(turn, server_round)
+        folders[turn % 2].write(path, written)
+        for folder in folders:
+            read = folder.read(path)
+            assert read == written
+            assert folder.read_bytes(path) == records_to_bytes(written)
+            held.append((read, written))
+    for read, written in held:
+        assert read["theirs"] == written["theirs"]
+    size = Path(path).stat().st_size
+    folders[0].write(path, large_state(7, 10**9))
+    assert Path(path).stat().st_size == size
+    folders[1].write(path, state(block(1), block(2)))
+    assert folders[0].read(path) == state(block(1), block(2))
+
+
 def test_bytes_that_others_wrote_are_read(tmp_path: Path) -> None:
     written = state(block(1), block(2))
     path = tmp_path / "1"

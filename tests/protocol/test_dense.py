@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
@@ -151,6 +153,50 @@ def test_arrays_of_one_dtype_lie_in_one_block_until_one_is_changed() -> None:
         assert record_bytes(record) == record_bytes(expected)
         assert record.object_id == expected.object_id
     assert whole_block(dense_record({"a": np.ones(2), "b": np.ones(2, np.float32)})) is None
+
+
+def _replace(arrays: dict[str, Array]) -> object:
+    arrays["w"] = arrays["b"]
+    return None
+
+
+LOOKS: dict[str, Callable[[dict[str, Array]], object]] = {
+    "length": len,
+    "names": list,
+    "backwards": lambda arrays: list(reversed(arrays)),
+    "one": lambda arrays: arrays["b"],
+    "one that may be there": lambda arrays: (arrays.get("b"), arrays.get("c")),
+    "whether it is there": lambda arrays: ("b" in arrays, "c" in arrays),
+    "keys": lambda arrays: list(arrays.keys()),
+    "values": lambda arrays: list(arrays.values()),
+    "items": lambda arrays: list(arrays.items()),
+    "text": lambda arrays: [f"'{name}'" in repr(arrays) for name in ("w", "b", "none", "c")],
+    "copied": lambda arrays: arrays.copy(),
+    "unpacked": lambda arrays: {**arrays},
+    "made anew": dict,
+    "joined": lambda arrays: arrays | {"c": arrays["b"]},
+    "joined to": lambda arrays: {"c": arrays["b"]} | arrays,
+    "deeply copied": copy.deepcopy,
+    "pickled": lambda arrays: pickle.loads(pickle.dumps(arrays)),
+    "taken out": lambda arrays: arrays.pop("b"),
+    "last taken out": lambda arrays: arrays.popitem(),
+    "set if missing": lambda arrays: arrays.setdefault("c", arrays["b"]),
+    "updated": lambda arrays: arrays.update(c=arrays["b"]),
+    "emptied": lambda arrays: arrays.clear(),
+    "replaced": _replace,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_arrays_that_are_made_late_are_a_dictionary_all_the_same(look: str) -> None:
+    late, made = vars(dense_record(model()))["_data"], vars(plain(model()))["_data"]
+    assert late.made is None
+    assert LOOKS[look](late) == LOOKS[look](made)
+    assert late == made
+    assert made == late
+    assert (late != {}) == (look != "emptied")
+    changes = ("taken out", "last taken out", "set if missing", "updated", "emptied", "replaced")
+    assert late.is_whole == (look not in changes)
 
 
 def test_late_arrays_are_shared_and_pickled() -> None:

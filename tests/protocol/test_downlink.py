@@ -4,11 +4,16 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
-from fedcompress import Compressed, compression_mod, rng_for
+from fedcompress import Compressed, compression_mod, downlink, parse, protocol, rng_for
+from fedcompress.block import Block
+from fedcompress.downlink import Broadcast
+from fedcompress.errors import NotFiniteError
+from fedcompress.references import known_reference
 from simulations.engines import LocalGrid
 
 CLIENTS = 6
@@ -187,3 +192,60 @@ def test_resumed_from_its_state_it_goes_on_the_same() -> None:
     resumed, _ = run(second, 3, grid, 6, arrays)
     for name, array in whole.items():
         np.testing.assert_array_equal(resumed[name].numpy(), array.numpy())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["error_feedback(top_k(0.05) | quantize(4))", "top_k(0.1)", "quantize(4)", "sign() | pack()"],
+)
+@pytest.mark.parametrize("remembers", [True, False])
+def test_references_in_blocks_are_those_of_arrays(
+    monkeypatch: pytest.MonkeyPatch, spec: str, remembers: bool
+) -> None:
+    """To the bit on both ends, whichever of them hold their models in blocks."""
+    blocks, arrays = (Broadcast(parse(spec), 1, remembers=remembers) for _ in range(2))
+    draw = rng_for(3)
+    target = {
+        name: torch.from_numpy(draw.standard_normal(shape).astype(np.float32))
+        for name, shape in {"w": (40, 25), "b": (25,)}.items()
+    }
+    held = None
+    for server_round in range(1, 6):
+        blocks.advance_to(target, server_round)
+        with monkeypatch.context() as patched:
+            patched.setattr(downlink, "as_block", lambda _: None)
+            arrays.advance_to(target, server_round)
+        assert isinstance(blocks.reference, Block)
+        assert not isinstance(arrays.reference, Block)
+        assert blocks.checksum == arrays.checksum == protocol.checksum(arrays.reference)
+        shipments = [each.ship_to(1) for each in (blocks, arrays)]
+        assert shipments[0].payload_bytes == shipments[1].payload_bytes
+        if held is None:
+            held = known_reference(blocks.version, shipments[0].record)
+        else:
+            payloads = [protocol.record_to_payloads(each.record) for each in shipments]
+            assert payloads[0] == payloads[1]
+            held = held.after(parse(spec), payloads[0][-1])
+        assert held.checksum == blocks.checksum
+        for name, x in arrays.reference.items():
+            assert blocks.reference[name].numpy().tobytes() == x.numpy().tobytes()
+        for each in (blocks, arrays):
+            each.confirm(1)
+        target = {
+            name: x + 0.1 * torch.from_numpy(draw.standard_normal(x.shape).astype(np.float32))
+            for name, x in target.items()
+        }
+    resumed = Broadcast(parse(spec), 1, remembers=remembers)
+    resumed.load_state_dict(arrays.state_dict())
+    for each in (resumed, blocks):
+        each.advance_to(target, 6)
+    assert resumed.checksum == blocks.checksum
+
+
+def test_a_model_that_is_not_finite_is_named_before_it_is_sent() -> None:
+    broadcast = Broadcast(parse("quantize(4)"), 1)
+    large = {"a": torch.full((3,), 3e38), "b": torch.full((2,), 3e38)}
+    broadcast.advance_to(large, 1)
+    large["b"][1] = torch.inf
+    with pytest.raises(NotFiniteError, match=r"global model 'b'.*round 2"):
+        broadcast.advance_to(large, 2)
