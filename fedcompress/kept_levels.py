@@ -173,7 +173,7 @@ class KeptLevels:
 
     def sections(self) -> list[Section | Framed]:
         """Code positions, step and symbols of every array."""
-        from fedcompress.kernels.classes import first_odds, rest_groups
+        from fedcompress.kernels.classes import first_odds
         from fedcompress.kernels.kept_code import code_kept
 
         plan, known = self.plan, self.plan.known
@@ -193,7 +193,6 @@ class KeptLevels:
                 self.kept,
                 self.symbols,
                 steps,
-                rest_groups(),
                 first_odds(),
                 out,
                 booked,

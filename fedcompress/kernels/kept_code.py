@@ -8,10 +8,11 @@ has many small arrays, and to code them from the interpreter takes three times w
 import numpy as np
 
 from fedcompress.kernels.bits import pack
+from fedcompress.kernels.classes import CLASSES, FIRST, levels_of
 from fedcompress.kernels.jit import kernel
 from fedcompress.kernels.learnt import code
 from fedcompress.kernels.middle import spread_about
-from fedcompress.kernels.outline import HALF, SENT, outline
+from fedcompress.kernels.outline import MOST_HALF, MOST_LEVEL
 from fedcompress.kernels.positions import encode as encode_columns
 from fedcompress.kernels.rows import count as count_rows
 from fedcompress.kernels.rows import sequence_nats
@@ -63,7 +64,6 @@ def code_kept(
     kept: np.ndarray,
     symbols: np.ndarray,
     steps: np.ndarray,
-    rest_groups: np.ndarray,
     first_odds: np.ndarray,
     out: np.ndarray,
     booked: np.ndarray,
@@ -117,7 +117,7 @@ def code_kept(
             return i, at
         here = _put_section(piece, size, out, at)
         here = _put_section(steps[4 * i : 4 * i + 4], 4, out, here)
-        length = _put_symbols(symbols[start:end], rest_groups, first_odds, piece)
+        length = _put_symbols(symbols[start:end], first_odds, piece)
         if length < 0 or here + length + 9 > out.size:
             return i, at
         at = _put_section(piece, length, out, here)
@@ -386,9 +386,7 @@ def _times(a: np.uint64, b: np.uint64) -> np.uint64:
 
 
 @kernel
-def _put_symbols(
-    symbols: np.ndarray, rest_groups: np.ndarray, first_odds: np.ndarray, out: np.ndarray
-) -> int:
+def _put_symbols(symbols: np.ndarray, first_odds: np.ndarray, out: np.ndarray) -> int:
     """Code the symbols of one array; −1 where this cannot."""
     low, high = np.int64(symbols[0]), np.int64(symbols[0])
     for symbol in symbols:
@@ -408,7 +406,7 @@ def _put_symbols(
     shift = 0
     while spread / (1 << shift) > _SPREAD:
         shift += 1
-    values = np.empty((1, symbols.size), np.int16)
+    values = np.empty(symbols.size, np.int64)
     at = 1
     out[0] = _ROWS
     if middle or shift:
@@ -417,7 +415,7 @@ def _put_symbols(
         out[at] = shift
         at += 1
     for i in range(symbols.size):
-        values[0, i] = (symbols[i] - middle) >> shift
+        values[i] = (symbols[i] - middle) >> shift
     if shift:
         lows = np.empty(symbols.size, np.int64)
         for i in range(symbols.size):
@@ -425,7 +423,7 @@ def _put_symbols(
         size = (symbols.size * shift + 7) // 8
         pack(lows, shift, out[at : at + size])
         at += size
-    coded = _put_row(values, rest_groups, first_odds, out[at:])
+    coded = _put_row(values, first_odds, out[at:])
     return coded if coded < 0 else at + coded
 
 
@@ -450,43 +448,32 @@ def _middle(symbols: np.ndarray, low: int, high: int) -> int:
 
 
 @kernel
-def _put_row(
-    values: np.ndarray, rest_groups: np.ndarray, first_odds: np.ndarray, out: np.ndarray
-) -> int:
+def _put_row(values: np.ndarray, first_odds: np.ndarray, out: np.ndarray) -> int:
     """Code one row of symbols, whose histogram is learnt on the way."""
-    columns = values.shape[1]
-    row_levels, column_levels = np.empty(1, np.int16), np.empty(columns, np.int16)
-    numbered, contexts = np.empty((1, columns), np.uint8), np.empty((1, columns), np.uint8)
-    found = np.empty(3, np.int64)
-    outline(
-        values,
-        np.zeros((0, 0), np.int8),
-        rest_groups,
-        np.zeros((0, 3), np.int64),
-        True,
-        row_levels,
-        column_levels,
-        numbered,
-        contexts,
-        found,
-    )
-    if found[HALF] == 0:
+    columns = values.size
+    total, level = np.zeros(1, np.int64), np.empty(1, np.int16)
+    largest = 0
+    for value in values:
+        total[0] += abs(value)
+        largest = max(largest, abs(value))
+    if largest == 0:
         return 0
-    rest = np.empty(columns, np.int64)
-    for i in range(columns):
-        rest[i] = values[0, i]
+    # One row has one level, and so all its symbols are of one class.
+    levels_of(total, columns * 1.0, MOST_LEVEL, level)
+    contexts = np.empty(columns, np.uint8)
+    contexts[:] = max(min(level[0] + 1 - FIRST, CLASSES - 1), 1)
     end = code(
         np.zeros((0, 2), np.int64),
-        row_levels,
-        column_levels,
-        found[SENT],
+        level,
+        np.empty(0, np.int16),
+        0,
         np.ones(1, np.int64),
         np.ones(1, np.int64),
-        found[HALF],
+        min(largest, MOST_HALF),
         np.zeros((0, 0), np.int64),
         np.zeros(0, np.int64),
-        rest,
-        contexts.reshape(-1),
+        values,
+        contexts,
         _SYMBOLS,
         _HEAD,
         _LEVELS,

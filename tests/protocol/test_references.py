@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -27,9 +29,9 @@ def test_equal_starts_and_payloads_are_decoded_once(monkeypatch: pytest.MonkeyPa
     decoded: list[bytes] = []
     read = Compressor.read
 
-    def counted(self: Compressor, data: bytes, like: dict[str, torch.Tensor]) -> object:
+    def counted(self: Compressor, data: bytes, like: dict[str, torch.Tensor], *more: Any) -> object:
         decoded.append(data)
-        return read(self, data, like)
+        return read(self, data, like, *more)
 
     monkeypatch.setattr(Compressor, "read", counted)
     compressor = parse(DOWNLINK)
