@@ -4,7 +4,7 @@
 identity of their methods; the tests fail loudly when Flower changes them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -29,7 +29,10 @@ from flwr.serverapp.strategy import (
     FedYogi,
     Strategy,
 )
-from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
+from flwr.serverapp.strategy.strategy_utils import (
+    aggregate_metricrecords,
+    validate_message_reply_consistency,
+)
 
 _BY_WEIGHTED_MEAN = {
     kind.aggregate_train for kind in (FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi)
@@ -92,6 +95,25 @@ def message_of(
     return message
 
 
+_FIELDS = (
+    *("_run_id", "_message_id", "_src_node_id", "_dst_node_id", "_reply_to_message_id"),
+    *("_group_id", "_created_at", "_ttl", "_message_type", "_src_task_id", "_dst_task_id"),
+)
+
+
+def metadata_of(values: Sequence[object]) -> Metadata:
+    """Make ``Metadata(*values)`` of values that metadata have held before, without its checks."""
+    metadata = Metadata.__new__(Metadata)
+    vars(metadata).update(zip(_FIELDS, values, strict=True))
+    return metadata
+
+
+def metadata_values(metadata: Metadata) -> list[object]:
+    """Give the values by which `metadata_of` makes the same metadata."""
+    held = vars(metadata)
+    return [held[field] for field in _FIELDS]
+
+
 def with_content(message: Message, content: RecordDict) -> Message:
     """Make a message of the same metadata with other content; the given one stays as it is."""
     return message_of(message.metadata, content)
@@ -149,13 +171,35 @@ def metrics_from(strategy: Strategy, contents: list[RecordDict]) -> Iterator[Non
     original = rule.train_metrics_aggr_fn
 
     def aggregate(_: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-        return original(contents, weighted_by_key)
+        mean = None
+        if original is aggregate_metricrecords:
+            mean = mean_of_numbers(contents, weighted_by_key)
+        return original(contents, weighted_by_key) if mean is None else mean
 
     rule.train_metrics_aggr_fn = aggregate
     try:
         yield
     finally:
         rule.train_metrics_aggr_fn = original
+
+
+def mean_of_numbers(contents: list[RecordDict], weight_key: str) -> MetricRecord | None:
+    """Give what Flower's own rule for metrics does, to the bit, in a tenth of its time.
+
+    Of contents that agree (see `check_metrics_agree`); None where a metric is a list.
+    """
+    records = [r for content in contents for r in content.values() if isinstance(r, MetricRecord)]
+    weights = [record[weight_key] for record in records]
+    total = sum(weights)  # type: ignore[arg-type]  # they are numbers: those agree
+    sums: dict[str, float] = {}
+    for record, weight in zip(records, weights, strict=True):
+        share = weight / total  # type: ignore[operator]
+        for name, value in record.items():
+            if isinstance(value, list):
+                return None
+            if name != weight_key:
+                sums[name] = sums[name] + value * share if name in sums else value * share
+    return MetricRecord(sums)  # type: ignore[arg-type]  # a dict of float is no dict of its union
 
 
 def check_metrics_agree(rule: FedAvg, contents: list[RecordDict]) -> None:

@@ -7,7 +7,6 @@ import itertools
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedcompress.errors import ConfigError
-from fedcompress.flower_adapter import message_of
+from fedcompress.flower_adapter import message_of, metadata_of, metadata_values
 from simulations.engines.cohort import (
     call_together,
     cohort_size,
@@ -138,7 +137,7 @@ def call_client(app: ClientAppCallable, call: ClientCall, setting: Setting) -> C
     """
     metadata, content, state = call.metadata, call.content, call.state
     node_id = metadata.dst_node_id
-    message = message_of(copy(metadata), copy_records(content))
+    message = message_of(metadata_of(metadata_values(metadata)), copy_records(content))
     context = Context(
         run_id=setting.run_id,
         node_id=node_id,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Metadata, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedcompress.dense import plain_array
 from fedcompress.flower_adapter import filled
@@ -205,25 +205,3 @@ class Unpacker:
         if packed[0] == _METRICS:
             return filled(MetricRecord(), items)
         return filled(ConfigRecord(), items)
-
-
-def pack_metadata(metadata: Metadata) -> Json:
-    """List what a message's metadata say."""
-    return [
-        metadata.run_id,
-        metadata.message_id,
-        metadata.src_node_id,
-        metadata.dst_node_id,
-        metadata.reply_to_message_id,
-        metadata.group_id,
-        metadata.created_at,
-        metadata.ttl,
-        metadata.message_type,
-        metadata.src_task_id,
-        metadata.dst_task_id,
-    ]
-
-
-def unpack_metadata(packed: Json) -> Metadata:
-    """Undo `pack_metadata`."""
-    return Metadata(*packed)

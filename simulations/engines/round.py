@@ -11,17 +11,13 @@ from typing import NamedTuple
 
 from flwr.app import Error, Message
 
-from fedcompress.flower_adapter import message_of
+from fedcompress.flower_adapter import message_of, metadata_of
 from simulations.engines import frames
 from simulations.engines.client_call import Setting
 from simulations.engines.faults import EngineGoneError, Fault, Outcome
 from simulations.engines.flower_internals import CLIENT_CRASHED, set_message_id
 from simulations.engines.held_states import HeldStates
-from simulations.engines.packing import (
-    Json,
-    Unpacker,
-    unpack_metadata,
-)
+from simulations.engines.packing import Json, Unpacker
 from simulations.engines.pool import START_SECONDS, Died, Event, Received, WorkerPool
 from simulations.engines.schedule import RangeQueue
 from simulations.engines.sending import Sending
@@ -224,7 +220,7 @@ class Round:
     def _unpack(self, worker: int, row: list[Json], unpacker: Unpacker) -> Answer:
         position, metadata, content, error, compute_seconds, failure, state, began, seconds = row
         reply = message_of(
-            unpack_metadata(metadata),
+            metadata_of(metadata),
             None if content is None else unpacker.content(content),
             None if error is None else Error(*error),
         )

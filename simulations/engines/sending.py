@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from flwr.app import Message
 
+from fedcompress.flower_adapter import metadata_values
 from simulations.engines import frames
 from simulations.engines.channel import Part
 from simulations.engines.client_call import Setting
 from simulations.engines.held_states import HeldStates
-from simulations.engines.packing import Json, Packer, SharedContents, pack_metadata
+from simulations.engines.packing import Json, Packer, SharedContents
 from simulations.engines.pool import WorkerPool
 from simulations.engines.shared_model import SharedModel
 from simulations.engines.state_files import StateFiles
@@ -80,7 +81,7 @@ class Sending:
             tasks.append(
                 [
                     position,
-                    pack_metadata(message.metadata),
+                    metadata_values(message.metadata),
                     packer.content(message.content),
                     state,
                     save_as,

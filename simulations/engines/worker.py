@@ -14,6 +14,7 @@ from flwr.app import RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedcompress.errors import ConfigError
+from fedcompress.flower_adapter import metadata_of, metadata_values
 from fedcompress.partial import SumPlan
 from simulations.engines import frames
 from simulations.engines.channel import Channel, Frame
@@ -29,7 +30,7 @@ from simulations.engines.facts import check_facts
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
 from simulations.engines.held_states import KeptStates
 from simulations.engines.packed_state import StateFolder
-from simulations.engines.packing import Json, Packer, Unpacker, pack_metadata, unpack_metadata
+from simulations.engines.packing import Json, Packer, Unpacker
 from simulations.engines.shared_model import SharedModel, read_arrays
 from simulations.engines.summing import RangeSums, to_buffers
 
@@ -142,7 +143,7 @@ class ClientWorker:
                 if tell:
                     answers.next(position)
                 begun.append(time.monotonic())
-                about = unpack_metadata(metadata)
+                about = metadata_of(metadata)
                 held = self._state(state, about.dst_node_id, unpacker)
                 yield ClientCall(about, unpacker.content(content), held, position)
 
@@ -218,7 +219,7 @@ class _Answers:
         self._waiting.append(
             [
                 position,
-                pack_metadata(reply.metadata),
+                metadata_values(reply.metadata),
                 packer.content(reply.content) if reply.has_content() else None,
                 [reply.error.code, reply.error.reason] if reply.has_error() else None,
                 result.compute_seconds,

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from fedcompress.aggregation import block_size
 from fedcompress.errors import ConfigError, FedcompressError
+from fedcompress.flower_adapter import metadata_of, metadata_values
 from simulations.engines.channel import Channel, Frame, Part
 from simulations.engines.flower_internals import (
     CLIENT_CRASHED,
@@ -32,8 +33,6 @@ from simulations.engines.packing import (
     Packer,
     SharedContents,
     Unpacker,
-    pack_metadata,
-    unpack_metadata,
 )
 from simulations.engines.schedule import FIRST_SHARE, CostModel, RangeQueue
 from simulations.engines.shared_model import SharedModel, read_arrays
@@ -156,7 +155,8 @@ def test_every_value_is_packed_exactly(values: list[bytes | float | str]) -> Non
     assert unpacker.content(unpacker.value) == records or "nan" in repr(records)
     assert repr(unpacker.content(unpacker.value)) == repr(records)
     metadata = Metadata(1, "a", 2, 3, "b", "c", 1.1, 2.2, "train", None, 4)
-    assert vars(unpack_metadata(json.loads(json.dumps(pack_metadata(metadata))))) == vars(metadata)
+    said = json.loads(json.dumps(metadata_values(metadata)))
+    assert vars(metadata_of(said)) == vars(metadata)
 
 
 def views(parts: list[Part]) -> list[memoryview]:

@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedcompress import Compressed, compression_mod, rng_for
-from fedcompress.flower_adapter import uses_weighted_mean
+from fedcompress.flower_adapter import mean_of_numbers, uses_weighted_mean
 from simulations.engines import LocalGrid
 
 CLIENTS = 8
@@ -199,3 +202,34 @@ def test_custom_metrics_aggregation_sees_every_client() -> None:
     assert seen == [CLIENTS, CLIENTS]
     assert result.train_metrics_clientapp[1]["clients"] == CLIENTS
     assert inner.train_metrics_aggr_fn is aggregate
+
+
+values = st.floats(-1e6, 1e6) | st.integers(-1000, 1000)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 500), values, values), min_size=1, max_size=20),
+    st.booleans(),
+)
+def test_the_mean_of_metrics_is_flowers_to_the_bit(
+    clients: list[tuple[int, float, float]], holds_list: bool
+) -> None:
+    contents = [
+        RecordDict(
+            {
+                "metrics": MetricRecord(
+                    {"loss": a, "num-examples": n, "other": [float(b), 1.0] if holds_list else b}
+                ),
+                "config": ConfigRecord({"loss": 1}),
+            }
+        )
+        for n, a, b in clients
+    ]
+    mean = mean_of_numbers(contents, "num-examples")
+    if holds_list:
+        assert mean is None
+    else:
+        assert mean is not None
+        expected = aggregate_metricrecords(contents, "num-examples")
+        assert list(mean.items()) == list(expected.items())
+        assert [type(x) for x in mean.values()] == [type(x) for x in expected.values()]
