@@ -37,7 +37,7 @@ _PADDING = bytes(_ALIGNED)
 _OWN, _SHARED, _OTHER = 0, 1, 2
 _PREFIX = "shared-"
 _MOST_BYTES = 64_000_000
-_MOST_MAPPED_BYTES = 256_000_000
+_MOST_MAPPED_BYTES = 128_000_000
 _EVEN_BYTES = 256  # to a multiple of which descriptions are filled, so that files keep their size
 
 
