@@ -146,7 +146,7 @@ class Plan:
             return None
         levels = np.concatenate(symbols)
         most = float(np.abs(steps).max())
-        if not most <= _LARGEST or int(np.abs(levels).max()) > _MOST_LEVEL:
+        if not most <= _LARGEST or max(int(levels.max()), -int(levels.min())) > _MOST_LEVEL:
             reader.go_back(place)
             return None
         counts = np.diff(self.kept_ends, prepend=0)
