@@ -29,6 +29,7 @@ from simulations.engines.client_call import (
 from simulations.engines.facts import check_facts
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
 from simulations.engines.held_states import KeptStates
+from simulations.engines.kept_memory import keep_freed_memory
 from simulations.engines.packed_state import StateFolder
 from simulations.engines.packing import Json, Packer, Unpacker
 from simulations.engines.shared_model import SharedModel, read_arrays
@@ -45,6 +46,7 @@ SENDING_SHARE = 0.05
 def work(connection: socket.socket, client_app: object) -> None:
     """Serve the driver until it closes the connection, which raises EOFError."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     channel = Channel(connection, blocking=True)
     try:
         app = load_app(cast(AppFactory, client_app))
