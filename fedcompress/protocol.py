@@ -139,8 +139,8 @@ def update_of(trained: ArrayRecord, before: Mapping[str, Tensor]) -> Mapping[str
     """
     if isinstance(before, Block):
         after_all = record_to_block(trained)
-        if after_all is not None and after_all.layout.equals(before.layout):
-            return Block.difference(before.layout, after_all.flat, before.flat)
+        if after_all is not None:
+            return difference(after_all, before)
     update: dict[str, Tensor] = {}
     for name, x in before.items():
         array = trained.get(name)
