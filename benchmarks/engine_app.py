@@ -7,21 +7,22 @@ its settings come by the environment.
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from typing import final
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Strategy
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from benchmarks.engine_clock import Clock
 from benchmarks.engine_rows import SKIPPED_ROUNDS, Workload
 from fedcompress import Compressed
 from fedcompress.errors import FedcompressError
+from fedcompress.strategy_around import StrategyAround
 from simulations.cell import Cell
 from simulations.client_app import app as client_app
 from simulations.engines.base import SimulatedGrid
@@ -76,12 +77,7 @@ def server_app(
     cell = Cell.from_run_config(settings)
     materials = materials_of(cell)
     model, sizes = materials.new_model(cell.model, cell.seed), materials.partition.sizes()
-    replies = 0
-
-    def count(contents: list[RecordDict], weighted_by: str) -> MetricRecord:
-        nonlocal replies
-        replies = len(contents)
-        return aggregate_metricrecords(contents, weighted_by)
+    strategy = _Counted(_strategy(workload, wrapped))
 
     def after_round(number: int, arrays: ArrayRecord) -> MetricRecord | None:
         # Flower draws clients by Python's own randomness: the same ones wherever ids are alike.
@@ -90,12 +86,10 @@ def server_app(
             clock.start()
             return None
         clock.round_ended(number)
-        nonlocal replies
-        if replies < workload.per_round:
+        if strategy.updates < workload.per_round:
             raise FedcompressError(
-                f"round {number}: {replies} of {workload.per_round} clients gave an update"
+                f"round {number}: {strategy.updates} of {workload.per_round} clients gave an update"
             )
-        replies = 0
         if number == clock.last_round:
             load_record(model, arrays)
             clock.test(model, materials.data)
@@ -109,7 +103,7 @@ def server_app(
         torch.set_num_threads(1)
         if isinstance(grid, SimulatedGrid):  # as a study tells it
             grid.expect_sizes(lambda node_id: float(sizes[node_id - 1]))
-        _strategy(workload, count, wrapped).start(
+        strategy.start(
             grid=grid,
             initial_arrays=model_record(model),
             num_rounds=SKIPPED_ROUNDS + workload.rounds,
@@ -119,18 +113,45 @@ def server_app(
     return server
 
 
-def _strategy(
-    workload: Workload,
-    aggregate: Callable[[list[RecordDict], str], MetricRecord],
-    wrapped: bool,
-) -> Strategy:
+def _strategy(workload: Workload, wrapped: bool) -> Strategy:
     inner = FedAvg(
         fraction_train=workload.per_round / workload.clients,
         fraction_evaluate=0.0,
         min_train_nodes=workload.per_round,
         min_available_nodes=workload.clients,
-        train_metrics_aggr_fn=aggregate,
     )
     if not (wrapped or workload.spec):
         return inner
     return Compressed(inner, uplink=workload.spec or None, downlink=workload.spec or None)
+
+
+@final
+class _Counted(StrategyAround):
+    """A strategy that tells how many clients gave it an update in the last round.
+
+    A metrics function of ours could count too, but would take the place of FedAvg's own.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.updates = 0
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self.updates = 0
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        given = list(replies)
+        found = self.strategy.aggregate_train(server_round, given)
+        if isinstance(self.strategy, Compressed):
+            self.updates = sum(one.status == "ok" for one in self.strategy.last_round.clients)
+        else:
+            self.updates = sum(reply.has_content() for reply in given)
+        return found
+
+    def summary(self) -> None:
+        self.strategy.summary()
