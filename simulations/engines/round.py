@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 MAX_CRASHES = 3  # of workers, under one client's call
 # A worker that will be done this soon is sent its next block: the way there takes part of it.
 AHEAD_SECONDS = 0.002
+# Of the time that a client or the round is given, what an answer may wait for others.
+PATIENT_SHARE = 0.01
 
 
 def _tell_nobody(_: Fault) -> None:
@@ -130,7 +132,9 @@ class Round:
 
     def run(self, deadline: float | None) -> Iterator[Answer]:
         """Yield answers as they come, until `deadline` (of `time.monotonic`)."""
-        self._sending.is_timed = self._client_timeout is not None or deadline is not None
+        left = [] if deadline is None else [deadline - time.monotonic()]
+        left += [] if self._client_timeout is None else [self._client_timeout]
+        self._sending.patience = PATIENT_SHARE * min(left) if left else None
         try:
             self._feed()
             while self._queue or any(work.ranges for work in self._work.values()):

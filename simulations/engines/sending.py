@@ -25,8 +25,9 @@ class Sending:
     ----------
     tells_begun : bool
         Whether workers are to tell of each client that they begin with.
-    is_timed : bool
-        Whether answers are to come soon, for something ends a call that takes long.
+    patience : float or None
+        Seconds that answers whose updates are summed may wait for others to go with; None where
+        nothing ends a call that takes long.
     save_as : dict
         By position: the file to which a worker of this machine writes the client's new state, or
         the number by which another machine keeps it.
@@ -42,7 +43,8 @@ class Sending:
         model: SharedModel,
         sums: RoundSums | None,
     ) -> None:
-        self.tells_begun = self.is_timed = False
+        self.tells_begun = False
+        self.patience: float | None = None
         self.save_as: dict[int, str | int | None] = {}
         self._pool = pool
         self._messages = messages
@@ -88,7 +90,7 @@ class Sending:
                 ]
             )
         sums = sums and self._sums is not None
-        parts = packer.finish([self.tells_begun, self.is_timed, sums, tasks])
+        parts = packer.finish([self.tells_begun, self.patience, sums, tasks])
         self._pool.send(worker, frames.RANGE, parts)
 
     def inform(self, worker: int) -> bool:

@@ -37,8 +37,8 @@ from simulations.engines.summing import RangeSums, to_buffers
 
 # Answers of quick clients go back together: a frame costs both sides some 50 microseconds.
 SEND_EVERY_SECONDS = 0.01
-# With their sum goes a model or several, so it goes less often: where clients are waited for no
-# longer than some time, as often as takes no more than this share of it.
+# With their sum goes a model or several, so it goes less often: never as often as would take more
+# than this share of the time, else so that it comes soon beside the time that clients are given.
 SEND_SUMS_EVERY_SECONDS = 0.25
 SENDING_SHARE = 0.05
 
@@ -135,9 +135,9 @@ class ClientWorker:
         """Call the clients of one range; send their answers in order, several at a time."""
         assert self._round is not None
         unpacker = Unpacker(frame.parts).shared_with(self._round)
-        tell, is_timed, sums, tasks = unpacker.value
+        tell, patience, sums, tasks = unpacker.value
         summed = self._sums if sums else None
-        answers = _Answers(self._channel, self._states, summed, is_timed, self._kept)
+        answers = _Answers(self._channel, self._states, summed, patience, self._kept)
         begun: list[float] = []
 
         def calls() -> Iterator[ClientCall]:
@@ -186,8 +186,8 @@ class _Answers:
         Writes states to files of the driver's machine.
     sums : RangeSums, optional
         Where updates are summed, if they are; then the range is one of whole blocks.
-    is_timed : bool
-        Whether clients are waited for no longer than some time: then no answer waits for others.
+    patience : float or None
+        Seconds that answers with sums may wait for others; None where nobody waits for them.
     kept : KeptStates, optional
         Where states are kept, if this machine is not the driver's.
     """
@@ -197,17 +197,17 @@ class _Answers:
         channel: Channel,
         states: StateFolder,
         sums: RangeSums | None,
-        is_timed: bool,
+        patience: float | None,
         kept: KeptStates | None = None,
     ) -> None:
         self._states = states
         self._kept = kept
         self._channel = channel
         self._sums = sums
-        self._is_timed = is_timed
-        self._send_every = (
-            SEND_EVERY_SECONDS if sums is None or is_timed else SEND_SUMS_EVERY_SECONDS
-        )
+        self._send_every = SEND_EVERY_SECONDS
+        if sums is not None:
+            patience = SEND_SUMS_EVERY_SECONDS if patience is None else patience
+            self._send_every = min(max(patience, SEND_EVERY_SECONDS), SEND_SUMS_EVERY_SECONDS)
         self._packer = Packer()
         self._waiting: list[Json] = []
         self._sent = time.monotonic()
@@ -266,5 +266,5 @@ class _Answers:
         self._channel.send(frames.ANSWERS, self._packer.finish([self._waiting, parts]))
         self._packer, self._waiting = Packer(), []
         self._sent = time.monotonic()
-        if sums and self._is_timed:
-            self._send_every = max(SEND_EVERY_SECONDS, (self._sent - started) / SENDING_SHARE)
+        if sums:
+            self._send_every = max(self._send_every, (self._sent - started) / SENDING_SHARE)
