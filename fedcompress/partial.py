@@ -7,6 +7,7 @@ verify, metrics that are not those of the others) come back whole, and `Compress
 it always does.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -60,6 +61,11 @@ class SumPlan:
     def is_dense(self) -> bool:
         """Whether clients send their models as they are."""
         return not any(self.uplinks)
+
+    @property
+    def entries(self) -> int:
+        """Numbers in all arrays of the model."""
+        return sum(math.prod(shape) for _, shape, _ in self.layout)
 
     def covers(self, messages: Sequence[Message]) -> bool:
         """Whether these are the messages that the plan was made for."""

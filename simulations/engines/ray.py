@@ -23,6 +23,8 @@ from simulations.engines.held_states import HeldStates
 from simulations.engines.pool import WorkerPool
 from simulations.engines.round import Answer, Round
 from simulations.engines.schedule import (
+    APART_SECONDS,
+    ENTRY_SECONDS,
     FIRST_SHARE,
     FIRST_SHARE_UNKNOWN,
     LEAST_SECONDS,
@@ -170,10 +172,13 @@ class RayGrid(SimulatedGrid):
         size = block_size(len(messages))
         if wants_cohorts(setting.run_config):  # of whole blocks, and never divided among workers
             size = max(size, cohort_size(len(messages)))
-        least = LEAST_SECONDS if self._costs.in_seconds else 0.0
-        queue = RangeQueue(costs, size, sorted(self._pool.ready), share, least)
         plan = self._plan_for(messages)
         sums = None if plan is None else RoundSums(plan)
+        least, apart = 0.0, None
+        if self._costs.in_seconds:
+            least = LEAST_SECONDS
+            apart = APART_SECONDS + (0 if plan is None else plan.entries * ENTRY_SECONDS)
+        queue = RangeQueue(costs, size, sorted(self._pool.ready), share, least, apart)
         this_round = Round(
             self._pool,
             messages,

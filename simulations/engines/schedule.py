@@ -1,8 +1,9 @@
-"""Which clients go to which worker: neighbouring blocks, balanced by their expected cost.
+"""Which clients go to which worker: blocks of neighbours, balanced by their expected cost.
 
 The messages of a round are divided into blocks of neighbours by their number alone, whatever
-workers there are. Each worker has a range of blocks; it is sent most of it at once and the last
-part block by block, and one that has none left takes from the end of the longest range.
+workers there are. Each worker has a share of the blocks, mostly neighbours too: it is sent most of
+it at once and the last part block by block, and one that has none left takes from the end of the
+largest share.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 
-# What a worker is sent at first of its range: all but a tenth where costs are known.
+# What a worker is sent at first of its share: all but a tenth where costs are known.
 FIRST_SHARE = 0.9
 FIRST_SHARE_UNKNOWN = 0.5
 # A range more costs both sides some half a millisecond: what is left is not divided below this.
 LEAST_SECONDS = 0.002
+# What a sum more costs, to send and to add, and what each entry of its model does.
+APART_SECONDS = 0.0001
+ENTRY_SECONDS = 2.5e-9
+_LOOKED_AT = 16  # swaps whose sums are counted
 
 
 class RangeQueue:
@@ -28,11 +33,14 @@ class RangeQueue:
     size : int
         Messages of a block.
     workers : iterable of int
-        Who gets a range at first; others may take from theirs.
+        Who gets a share at first; others may take from theirs.
     first_share : float
-        The part of its range that a worker is sent at once.
+        The part of its share that a worker is sent at once.
     least : float
         Cost of what is not worth the way to a worker by itself: it goes with what is before it.
+    apart : float, optional
+        Cost of a sum more, which neighbours that are not together make; where it is given, blocks
+        leave their neighbours if that balances the shares by more.
     """
 
     def __init__(
@@ -42,46 +50,44 @@ class RangeQueue:
         workers: Iterable[int],
         first_share: float,
         least: float = 0.0,
+        apart: float | None = None,
     ) -> None:
         self._blocks = [
             range(start, min(start + size, len(costs))) for start in range(0, len(costs), size)
         ]
-        self._before = [0.0, *accumulate(sum(costs[p] for p in block) for block in self._blocks)]
-        workers = list(workers) or [-1]  # whoever comes takes from it
+        self._costs = [sum(costs[p] for p in block) for block in self._blocks]
         self._first_share = first_share
         self._least = least
-        self._ranges: dict[int, tuple[int, int]] = {}
         self._given: set[int] = set()
         self._again: deque[list[int]] = deque()
-        low = 0
-        for done, worker in enumerate(workers, start=1):
-            high = self._nearest(self._before[-1] * done / len(workers), low)
-            self._ranges[worker] = (low, high)
-            low = high
+        workers = list(workers) or [-1]  # whoever comes takes from it
+        shares = _neighbours(self._costs, len(workers))
+        if apart is not None:
+            for _ in workers[1:]:
+                shares = _better_shares(shares, self._costs, apart)
+        self._left = {worker: deque(share) for worker, share in zip(workers, shares, strict=True)}
 
     def __bool__(self) -> bool:
-        return bool(self._again) or any(low < high for low, high in self._ranges.values())
+        return bool(self._again) or any(self._left.values())
 
     def take(self, worker: int) -> list[int]:
         """Take the positions that a worker shall call next; empty when none are left."""
         if self._again:
             return self._again.popleft()
-        low, high = self._ranges.get(worker, (0, 0))
-        if low < high:
-            first = worker not in self._given
-            share = self._cost(low, high) * self._first_share if first else 0.0
-            end = max(self._nearest(self._before[low] + share, low), low + 1)
-            if self._cost(end, high) < self._least:
-                end = high
-            self._given.add(worker)
-            self._ranges[worker] = (end, high)
-            return list(range(self._blocks[low].start, self._blocks[end - 1].stop))
-        longest = max(self._ranges, key=lambda one: self._cost(*self._ranges[one]), default=None)
-        if longest is None or self._ranges[longest][0] == self._ranges[longest][1]:
-            return []
-        low, high = self._ranges[longest]
-        self._ranges[longest] = (low, high - 1)
-        return list(self._blocks[high - 1])
+        left = self._left.get(worker)
+        if left:
+            count = 1
+            if worker not in self._given:
+                self._given.add(worker)
+                costs = [self._costs[block] for block in left]
+                count = max(_nearest(costs, sum(costs) * self._first_share), 1)
+            taken = [left.popleft() for _ in range(count)]
+            if self._cost(left) < self._least:
+                taken += left
+                left.clear()
+            return [position for block in taken for position in self._blocks[block]]
+        longest = max(self._left.values(), key=self._cost, default=None)
+        return list(self._blocks[longest.pop()]) if longest else []
 
     def are_whole_blocks(self, positions: Iterable[int]) -> bool:
         """Whether these positions are all those of the blocks that they are in."""
@@ -103,17 +109,68 @@ class RangeQueue:
         """Return the number of the block that a position is in."""
         return position // len(self._blocks[0])
 
-    def _cost(self, low: int, high: int) -> float:
-        return self._before[high] - self._before[low]
+    def _cost(self, blocks: Iterable[int]) -> float:
+        return sum(self._costs[block] for block in blocks)
 
-    def _nearest(self, wanted: float, low: int) -> int:
-        """Find the end of the blocks from `low` whose cost up to there is nearest to `wanted`."""
-        end = low
-        while (
-            end < len(self._blocks) and self._before[end + 1] - wanted <= wanted - self._before[end]
-        ):
-            end += 1
-        return end
+
+def _nearest(costs: Sequence[float], wanted: float) -> int:
+    """Count the first costs whose sum is nearest to what is wanted."""
+    sums = [0.0, *accumulate(costs)]
+    end = 0
+    while end < len(costs) and sums[end + 1] - wanted <= wanted - sums[end]:
+        end += 1
+    return end
+
+
+def _neighbours(costs: Sequence[float], shares: int) -> list[list[int]]:
+    """Divide blocks into shares of neighbours that cost about the same."""
+    total, low, before = sum(costs), 0, 0.0
+    found = []
+    for done in range(1, shares + 1):
+        high = low + _nearest(costs[low:], total * done / shares - before)
+        found.append(list(range(low, high)))
+        before += sum(costs[low:high])
+        low = high
+    found[-1] += range(low, len(costs))
+    return found
+
+
+def _better_shares(
+    shares: list[list[int]], costs: Sequence[float], apart: float
+) -> list[list[int]]:
+    """Let the largest share give a block to the smallest, for another or for none, if that pays."""
+    loads = [sum(costs[block] for block in share) for share in shares]
+    most, fewest = loads.index(max(loads)), loads.index(min(loads))
+    gap = loads[most] - loads[fewest]
+    swaps = []
+    for given in shares[most]:
+        for taken in (None, *shares[fewest]):
+            moved = costs[given] - (0.0 if taken is None else costs[taken])
+            saved = min(moved, gap - moved)
+            if saved > apart:
+                swaps.append((saved, given, taken))
+    swaps.sort(key=lambda swap: -swap[0])
+    best, most_gained = shares, 0.0
+    before = sum(map(_sums_of, shares))
+    for saved, given, taken in swaps[:_LOOKED_AT]:
+        back = [] if taken is None else [taken]
+        changed = list(shares)
+        changed[most] = sorted([b for b in shares[most] if b != given] + back)
+        changed[fewest] = sorted([b for b in shares[fewest] if b != taken] + [given])
+        gained = saved - apart * (sum(map(_sums_of, changed)) - before)
+        if gained > most_gained:
+            best, most_gained = changed, gained
+    return best
+
+
+def _sums_of(blocks: Iterable[int]) -> int:
+    """Count the branches of a binary tree over all blocks that hold just these."""
+    count, level = 0, set(blocks)
+    while level:
+        whole = {block >> 1 for block in level if block ^ 1 in level}
+        count += len(level) - 2 * len(whole)
+        level = whole
+    return count
 
 
 class CostModel:

@@ -44,18 +44,21 @@ from simulations.engines.whole_files import write_file
     costs=st.lists(st.floats(min_value=1e-6, max_value=100), min_size=1, max_size=200),
     workers=st.integers(0, 16),
     turns=st.randoms(use_true_random=False),
+    apart=st.sampled_from([None, 0.0, 1.0]),
 )
 def test_every_client_is_taken_once_in_whole_blocks(
-    costs: list[float], workers: int, turns: random.Random
+    costs: list[float], workers: int, turns: random.Random, apart: float | None
 ) -> None:
     size = block_size(len(costs))
-    queue = RangeQueue(costs, size, range(workers), FIRST_SHARE)
+    queue = RangeQueue(costs, size, range(workers), FIRST_SHARE, apart=apart)
     taken: list[int] = []
     while queue:
         chunk = queue.take(turns.randrange(workers + 1))
-        assert chunk == list(range(chunk[0], chunk[-1] + 1))
-        assert chunk[0] % size == 0
-        assert chunk[-1] + 1 == len(costs) or (chunk[-1] + 1) % size == 0
+        blocks = [range(first, min(first + size, len(costs))) for first in chunk[::size]]
+        assert chunk == [position for block in blocks for position in block]
+        assert all(block.start % size == 0 for block in blocks)
+        assert queue.are_whole_blocks(chunk)
+        assert apart is not None or chunk == list(range(chunk[0], chunk[-1] + 1))
         taken += chunk
     assert sorted(taken) == list(range(len(costs)))
     assert queue.take(0) == []
@@ -84,6 +87,35 @@ def test_ranges_are_balanced_and_idle_workers_take_from_the_longest() -> None:
     assert queue.take(0) == [59]
     assert queue.take(1) == [50]
     assert queue.take(2) == [58]
+
+
+@given(
+    costs=st.lists(st.floats(min_value=1e-3, max_value=100), min_size=2, max_size=60),
+    workers=st.integers(2, 4),
+    apart=st.sampled_from([0.0, 0.1, 1e9]),
+)
+def test_blocks_leave_their_neighbours_only_where_that_balances(
+    costs: list[float], workers: int, apart: float
+) -> None:
+    def largest(apart: float | None) -> float:
+        queue = RangeQueue(costs, 1, range(workers), 1.0, apart=apart)
+        shares = [queue.take(worker) for worker in range(workers) if queue]
+        return max(sum(costs[position] for position in share) for share in shares)
+
+    neighbours, found = largest(None), largest(apart)
+    assert found <= neighbours * (1 + 1e-12)
+    assert apart < 1e9 or found == neighbours
+
+
+def test_two_shares_of_neighbours_that_differ_change_blocks() -> None:
+    costs = [3.0, 3.0, 3.0, 2.0, 2.0, 2.0, 1.0]
+    assert RangeQueue(costs, 1, [0, 1], 1.0).take(0) == [0, 1, 2]
+    queue = RangeQueue(costs, 1, [0, 1], 1.0, apart=0.1)
+    first, second = queue.take(0), queue.take(1)
+    assert sum(costs[position] for position in first) == 8
+    assert sorted(first + second) == list(range(7))
+    # A sum more would cost all that is won.
+    assert RangeQueue(costs, 1, [0, 1], 1.0, apart=1.0).take(0) == [0, 1, 2]
 
 
 def test_what_is_hardly_any_work_is_not_sent_by_itself() -> None:
