@@ -224,7 +224,7 @@ class RayGrid(SimulatedGrid):
             self._changed.add(node_id)
         if answer.compute_seconds is not None:
             self.compute_seconds[node_id] = answer.compute_seconds
-            self._costs.add(node_id, answer.seconds)
+            self._costs.add(node_id, answer.seconds, answer.worker)
             assert self._pool is not None
             at_work = answer.began, answer.seconds, answer.compute_seconds
             node = self._pool.node(answer.worker)

@@ -209,8 +209,6 @@ class Round:
         work.since = time.monotonic()
         unpacker = Unpacker(event.parts)
         rows, sums = unpacker.value
-        if sums and self._sums is not None:
-            self._sums.take(from_buffers([unpacker.part(number) for number in sums]))
         for row in rows:
             position = row[0]
             work.ranges[0].remove(position)
@@ -219,6 +217,10 @@ class Round:
             if position in work.begun:
                 work.begun.remove(position)
                 work.begun_at = time.monotonic()
+        self._feed()  # a worker need not wait until what it sent has been read
+        if sums and self._sums is not None:
+            self._sums.take(from_buffers([unpacker.part(number) for number in sums]))
+        for row in rows:
             yield self._unpack(event.worker, row, unpacker)
 
     def _unpack(self, worker: int, row: list[Json], unpacker: Unpacker) -> Answer:

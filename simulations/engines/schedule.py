@@ -21,6 +21,7 @@ LEAST_SECONDS = 0.002
 APART_SECONDS = 0.0001
 ENTRY_SECONDS = 2.5e-9
 _LOOKED_AT = 16  # swaps whose sums are counted
+_KEPT = 0.99  # what an earlier call counts with each that follows
 
 
 class RangeQueue:
@@ -177,7 +178,8 @@ class CostModel:
     """Seconds a client takes: a line over its size, else those of its last call.
 
     The sums of a least-squares fit are kept over all calls, so a guess costs the same after a
-    thousand rounds as after one.
+    thousand rounds as after one. Calls count less the longer ago they were, and the first of each
+    worker, which has yet to load what the others find, counts only until there is another.
     """
 
     def __init__(self) -> None:
@@ -187,6 +189,11 @@ class CostModel:
     def clear(self, sizes: Callable[[int], float] | None = None) -> None:
         """Forget every call; `sizes` gives a client's size (its number of samples) by node id."""
         self._sizes = sizes
+        self._warm: set[int] = set()
+        self._is_first = True
+        self._forget()
+
+    def _forget(self) -> None:
         self._count = self._seconds = self._size = self._squares = self._products = 0.0
 
     @property
@@ -199,14 +206,21 @@ class CostModel:
         """Whether `costs` gives seconds, which it does once a call was seen."""
         return self._count > 0
 
-    def add(self, node_id: int, seconds: float) -> None:
-        """Learn from one call."""
+    def add(self, node_id: int, seconds: float, worker: int = 0) -> None:
+        """Learn from one call that a worker made."""
+        is_warm = worker in self._warm
+        self._warm.add(worker)
+        if not is_warm and not self._is_first:
+            return
+        if is_warm and self._is_first:
+            self._forget()
+            self._is_first = False
         size = 0.0 if self._sizes is None else self._sizes(node_id)
-        self._count += 1
-        self._seconds += seconds
-        self._size += size
-        self._squares += size * size
-        self._products += size * seconds
+        self._count = _KEPT * self._count + 1
+        self._seconds = _KEPT * self._seconds + seconds
+        self._size = _KEPT * self._size + size
+        self._squares = _KEPT * self._squares + size * size
+        self._products = _KEPT * self._products + size * seconds
 
     def costs(self, node_ids: Sequence[int], last: Mapping[int, float]) -> list[float]:
         """Guess seconds by position; where no call was seen yet, in another unit."""

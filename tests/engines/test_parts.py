@@ -136,14 +136,30 @@ def test_costs_are_a_line_over_the_sizes_or_those_of_the_last_call() -> None:
     assert model.costs([1, 2, 3], {}) == [1.0, 1.0, 1.0]
     assert not model.knows
     model.add(3, 0.5)
-    model.add(1, 1.5)
     assert model.knows
-    assert model.costs([3, 2], {3: 0.5, 1: 1.5}) == [0.5, 1.0]
+    model.add(1, 1.5)
+    assert model.costs([3, 2], {3: 0.5, 1: 1.5}) == [0.5, 1.5]
     model.clear(lambda node_id: 10.0 * node_id)
     assert model.costs([1, 2], {}) == pytest.approx([11.0, 21.0])
-    for node_id in (1, 2, 3):
+    for node_id in (9, 1, 2, 3):
         model.add(node_id, 0.25 + 0.1 * node_id)
     assert model.costs([10, 1], {}) == pytest.approx([1.25, 0.35])
+
+
+def test_first_calls_of_workers_and_calls_of_long_ago_say_little_of_costs() -> None:
+    model = CostModel()
+    model.clear(float)
+    for worker in (0, 1):  # they load their programs
+        model.add(10, 500.0, worker)
+    assert model.costs([10], {}) == pytest.approx([500.0])
+    for node_id in (1, 5, 9):
+        model.add(node_id, 1.0 + 2.0 * node_id, worker=0)
+    assert model.costs([20, 3], {}) == pytest.approx([41.0, 7.0])
+    model.add(4, 500.0, worker=2)
+    assert model.costs([20, 3], {}) == pytest.approx([41.0, 7.0])
+    for node_id in [1, 5, 9] * 300:  # the machine has become slower
+        model.add(node_id, 2.0 + 3.0 * node_id, worker=1)
+    assert model.costs([20, 3], {}) == pytest.approx([62.0, 11.0], rel=1e-2)
 
 
 def some_records() -> RecordDict:
