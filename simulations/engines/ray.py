@@ -32,6 +32,7 @@ from simulations.engines.schedule import (
     RangeQueue,
 )
 from simulations.engines.shared_model import SharedModel
+from simulations.engines.shared_sums import SumsFiles
 from simulations.engines.spans import ClientSpan
 from simulations.engines.state_files import StateFiles, UnreadStates
 from simulations.engines.summing import RoundSums
@@ -123,6 +124,7 @@ class RayGrid(SimulatedGrid):
         self._states = StateFiles(state_bytes)
         self._held = HeldStates()
         self._model = SharedModel(self._note_full)
+        self._sums_files = SumsFiles()
         self._pool: WorkerPool | None = None
         try:
             if needs_ray or (_ray_runs_here() if use_ray == "auto" else use_ray):
@@ -174,6 +176,8 @@ class RayGrid(SimulatedGrid):
             size = max(size, cohort_size(len(messages)))
         plan = self._plan_for(messages)
         sums = None if plan is None else RoundSums(plan)
+        if sums is not None:
+            self._sums_files.open()
         least, apart = 0.0, None
         if self._costs.in_seconds:
             least = LEAST_SECONDS
@@ -190,6 +194,7 @@ class RayGrid(SimulatedGrid):
             costs,
             self._client_timeout,
             sums,
+            self._sums_files,
             self._tell_fault,
         )
         try:
@@ -262,6 +267,7 @@ class RayGrid(SimulatedGrid):
             self._pool.close()
             self._pool = None
         self._model.close()
+        self._sums_files.close()
         self._states.close()
 
 

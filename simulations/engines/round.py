@@ -22,6 +22,7 @@ from simulations.engines.pool import START_SECONDS, Died, Event, Received, Worke
 from simulations.engines.schedule import RangeQueue
 from simulations.engines.sending import Sending
 from simulations.engines.shared_model import SharedModel
+from simulations.engines.shared_sums import SumsFiles
 from simulations.engines.state_files import StateFiles
 from simulations.engines.summing import RoundSums, from_buffers
 
@@ -98,6 +99,8 @@ class Round:
         Seconds that a client may take.
     sums : RoundSums, optional
         Where the workers' sums go; without it they do not sum.
+    sums_files : SumsFiles, optional
+        Where workers of this machine write sums, if not into their frames.
     on_fault : callable, optional
         Told of each fault.
     """
@@ -114,6 +117,7 @@ class Round:
         costs: Sequence[float],
         client_timeout: float | None,
         sums: RoundSums | None = None,
+        sums_files: SumsFiles | None = None,
         on_fault: Callable[[Fault], None] = _tell_nobody,
     ) -> None:
         self._pool = pool
@@ -123,8 +127,10 @@ class Round:
         self._costs = costs
         self._client_timeout = client_timeout
         self._sums = sums
+        self._sums_files = SumsFiles() if sums_files is None else sums_files
         self._on_fault = on_fault
-        self._sending = Sending(pool, messages, setting, states, held, model, sums)
+        folder = self._sums_files.folder
+        self._sending = Sending(pool, messages, setting, states, held, model, sums, folder)
         self._sending.tells_begun = client_timeout is not None
         self._work: dict[int, _Work] = {}
         self._crashes: Counter[int] = Counter()
@@ -208,7 +214,7 @@ class Round:
     def _answers(self, event: Received, work: _Work) -> Iterator[Answer]:
         work.since = time.monotonic()
         unpacker = Unpacker(event.parts)
-        rows, sums = unpacker.value
+        rows, sums, written = unpacker.value
         for row in rows:
             position = row[0]
             work.ranges[0].remove(position)
@@ -219,7 +225,10 @@ class Round:
                 work.begun_at = time.monotonic()
         self._feed()  # a worker need not wait until what it sent has been read
         if sums and self._sums is not None:
-            self._sums.take(from_buffers([unpacker.part(number) for number in sums]))
+            buffers = [unpacker.part(number) for number in sums]
+            if written is not None:
+                buffers += self._sums_files.read(event.worker, *written)
+            self._sums.take(from_buffers(buffers))
         for row in rows:
             yield self._unpack(event.worker, row, unpacker)
 

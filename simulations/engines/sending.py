@@ -42,6 +42,7 @@ class Sending:
         held: HeldStates,
         model: SharedModel,
         sums: RoundSums | None,
+        sums_folder: str = "",
     ) -> None:
         self.tells_begun = False
         self.patience: float | None = None
@@ -53,6 +54,7 @@ class Sending:
         self._held = held
         self._model = model
         self._sums = sums
+        self._sums_folder = sums_folder
         self._shared = SharedContents(message.content for message in messages)
         self._file: list[Part] | None = None
         self._at_node: dict[str, tuple[int, str | None]] = {}
@@ -151,5 +153,6 @@ class Sending:
                 self._shared.pack(packer),
                 None if self._sums is None else self._sums.plan.to_json(),
                 [f"{self._held.run}-{node}", self._held.take_outdated(node)] if node else None,
+                "" if node else self._sums_folder,
             ]
         )

@@ -33,6 +33,7 @@ from simulations.engines.kept_memory import keep_freed_memory
 from simulations.engines.packed_state import StateFolder
 from simulations.engines.packing import Json, Packer, Unpacker
 from simulations.engines.shared_model import SharedModel, read_arrays
+from simulations.engines.shared_sums import SumsFile
 from simulations.engines.summing import RangeSums, to_buffers
 
 # Answers of quick clients go back together: a frame costs both sides some 50 microseconds.
@@ -83,6 +84,7 @@ class ClientWorker:
         self._round: Unpacker | None = None
         self._setting = Setting(0, 0, {})
         self._sums: RangeSums | None = None
+        self._sums_file: SumsFile | None = None
 
     def serve(self) -> None:
         """Answer frames until the driver closes the connection, which raises EOFError."""
@@ -100,11 +102,14 @@ class ClientWorker:
             self._stored.close()
             if self._kept is not None:
                 self._kept.close()
+            if self._sums_file is not None:
+                self._sums_file.close()
 
     def _open_round(self, frame: Frame) -> None:
         self._round = None  # its arrays go before the new ones come
         opened = Unpacker(frame.parts)
-        (run_id, num_clients, names, values, count), arrays, shared, plan, kept = opened.value
+        (run_id, num_clients, names, values, count), arrays, shared, *others = opened.value
+        plan, kept, sums_folder = others
         self._sums = None if plan is None else RangeSums(SumPlan.from_json(plan))
         config = dict(zip(names, values, strict=True))
         self._setting = Setting(run_id, num_clients, config, count)
@@ -115,6 +120,16 @@ class ClientWorker:
             if self._kept is None:
                 self._kept = KeptStates(folder)
             self._kept.delete(outdated)
+        self._write_sums_to(sums_folder)
+
+    def _write_sums_to(self, folder: str) -> None:
+        if self._sums_file is not None and self._sums_file.folder != folder:
+            self._sums_file.close()
+            self._sums_file = None
+        if self._sums_file is None and folder:
+            self._sums_file = SumsFile(folder)
+        if self._sums_file is not None:
+            self._sums_file.restart()
 
     def _arrays(
         self, opened: Unpacker, path: str | None, lengths: list[int], places: list[int], keep: bool
@@ -137,7 +152,9 @@ class ClientWorker:
         unpacker = Unpacker(frame.parts).shared_with(self._round)
         tell, patience, sums, tasks = unpacker.value
         summed = self._sums if sums else None
-        answers = _Answers(self._channel, self._states, summed, patience, self._kept)
+        answers = _Answers(
+            self._channel, self._states, summed, patience, self._kept, self._sums_file
+        )
         begun: list[float] = []
 
         def calls() -> Iterator[ClientCall]:
@@ -190,6 +207,8 @@ class _Answers:
         Seconds that answers with sums may wait for others; None where nobody waits for them.
     kept : KeptStates, optional
         Where states are kept, if this machine is not the driver's.
+    sums_file : SumsFile, optional
+        Where sums are written, if it is.
     """
 
     def __init__(
@@ -199,8 +218,10 @@ class _Answers:
         sums: RangeSums | None,
         patience: float | None,
         kept: KeptStates | None = None,
+        sums_file: SumsFile | None = None,
     ) -> None:
         self._states = states
+        self._sums_file = sums_file
         self._kept = kept
         self._channel = channel
         self._sums = sums
@@ -262,8 +283,13 @@ class _Answers:
             return
         started = time.monotonic()
         sums = [] if self._sums is None else to_buffers(self._sums.take())
+        written = None
+        if len(sums) > 1 and self._sums_file is not None:
+            places = self._sums_file.write(sums[1:])
+            if places is not None:
+                written, sums = [self._sums_file.name, places], sums[:1]
         parts = [self._packer.part(buffer) for buffer in sums]
-        self._channel.send(frames.ANSWERS, self._packer.finish([self._waiting, parts]))
+        self._channel.send(frames.ANSWERS, self._packer.finish([self._waiting, parts, written]))
         self._packer, self._waiting = Packer(), []
         self._sent = time.monotonic()
         if sums:
