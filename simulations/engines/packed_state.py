@@ -8,26 +8,24 @@ here.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
-from fedcompress.block import BlockLayout, block_layout, share, shared_name
+from fedcompress.block import share, shared_name
 from fedcompress.dense import block_record, whole_block
 from fedcompress.flower_adapter import filled
 from fedcompress.protocol import KEY_PREFIX
 from simulations.engines.channel import Part
 from simulations.engines.flower_internals import records_from_bytes, records_to_bytes
 from simulations.engines.mapped_files import MappedFiles
-from simulations.engines.packing import Json, Packer, Unpacker
+from simulations.engines.packing import Json, Packer, Unpacker, said_layout, say_layout
 from simulations.engines.whole_files import read_buffer, write_file
 
 _MAGIC = b"fcstate\x01"
@@ -71,7 +69,7 @@ class StateFolder:
                 described.append([key, _OTHER, packer.record(record)])
                 continue
             flat, layout = whole
-            about = _said_of(layout)
+            about = say_layout(layout)
             name = shared_name(flat)
             if name is not None:
                 names.append(self._write_shared(path, flat, name))
@@ -111,7 +109,7 @@ class StateFolder:
                 records[key] = unpacker.record(said[0])
                 continue
             about, where = said
-            layout = _layout_of(about)
+            layout = said_layout(about)
             if kind == _OWN:
                 start, stop = places[where]
                 flat = buffer[start:stop].view(layout.dtype)
@@ -154,17 +152,6 @@ class StateFolder:
 
 def _beside(path: str, name: str) -> str:
     return f"{path.rpartition('/')[0]}/{name}"
-
-
-@lru_cache(maxsize=64)
-def _said_of(layout: BlockLayout) -> str:
-    return json.dumps([str(layout.dtype), layout.names, layout.shapes])
-
-
-@lru_cache(maxsize=64)
-def _layout_of(said: str) -> BlockLayout:
-    dtype, names, shapes = json.loads(said)
-    return block_layout(np.dtype(dtype), tuple(names), tuple(map(tuple, shapes)))
 
 
 def _framed(parts: Sequence[Part]) -> list[Part]:

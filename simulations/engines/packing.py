@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedcompress.dense import plain_array
+from fedcompress.block import BlockLayout, block_layout
+from fedcompress.dense import block_record, plain_array, whole_block
 from fedcompress.flower_adapter import filled
 from fedcompress.partial import hollow_record, is_hollow_record
 from simulations.engines.channel import Part
@@ -20,7 +23,7 @@ Record = ArrayRecord | MetricRecord | ConfigRecord
 # Below this the bytes travel with the message: a look-up costs more than it saves.
 MIN_SHARED_BYTES = 1024
 
-_ARRAYS, _METRICS, _CONFIG, _SUMMED = 0, 1, 2, 3
+_ARRAYS, _METRICS, _CONFIG, _SUMMED, _BLOCK = 0, 1, 2, 3, 4
 
 
 class SharedContents:
@@ -29,9 +32,11 @@ class SharedContents:
     Attributes
     ----------
     contents, records, arrays : dict of int to int
-        Place of each shared content, record and array's bytes by the object's id.
-    buffers : list of bytes
+        Place of each shared content, record and array's bytes, or block, by the object's id.
+    buffers : list of bytes or memoryview
         The shared arrays' bytes by their place.
+    blocks : list of int
+        Places of those that are blocks.
     """
 
     def __init__(self, contents: Iterable[RecordDict]) -> None:
@@ -42,21 +47,21 @@ class SharedContents:
             distinct[id(content)] = content
         record_times, array_times = Counter[int](), Counter[int]()
         records: dict[int, Record] = {}
-        arrays: dict[int, bytes] = {}
+        arrays: dict[int, bytes | np.ndarray] = {}
         for key, content in distinct.items():
             for record in content.values():
                 record_times[id(record)] += times[key]
                 records[id(record)] = record
-                for array in record.values() if isinstance(record, ArrayRecord) else ():
-                    array_times[id(array.data)] += times[key]
-                    arrays[id(array.data)] = array.data
-        shared = [
-            key
-            for key, data in arrays.items()
-            if array_times[key] > 1 and len(data) >= MIN_SHARED_BYTES
-        ]
+                for data in _data_of(record):
+                    array_times[id(data)] += times[key]
+                    arrays[id(data)] = data
+        buffers = {key: _buffer(x) for key, x in arrays.items() if array_times[key] > 1}
+        shared = [key for key, data in buffers.items() if len(data) >= MIN_SHARED_BYTES]
         self.arrays = {key: place for place, key in enumerate(shared)}
-        self.buffers = [arrays[key] for key in shared]
+        self.buffers = [buffers[key] for key in shared]
+        self.blocks = [
+            place for key, place in self.arrays.items() if isinstance(arrays[key], np.ndarray)
+        ]
         self._records = [record for key, record in records.items() if record_times[key] > 1]
         self.records = {id(record): place for place, record in enumerate(self._records)}
         self._contents = [content for key, content in distinct.items() if times[key] > 1]
@@ -68,6 +73,31 @@ class SharedContents:
             [packer.record(record) for record in self._records],
             [packer.records(content) for content in self._contents],
         ]
+
+
+def _data_of(record: Record) -> Sequence[bytes | np.ndarray]:
+    """Give the block of a record, or else the bytes of its arrays."""
+    if not isinstance(record, ArrayRecord):
+        return ()
+    whole = whole_block(record)
+    return [array.data for array in record.values()] if whole is None else [whole[0]]
+
+
+def _buffer(data: bytes | np.ndarray) -> bytes | memoryview:
+    return data if isinstance(data, bytes) else data.data.cast("B")
+
+
+@lru_cache(maxsize=64)
+def say_layout(layout: BlockLayout) -> str:
+    """Write the layout of a block as text."""
+    return json.dumps([str(layout.dtype), layout.names, layout.shapes])
+
+
+@lru_cache(maxsize=64)
+def said_layout(said: str) -> BlockLayout:
+    """Undo `say_layout`."""
+    dtype, names, shapes = json.loads(said)
+    return block_layout(np.dtype(dtype), tuple(names), tuple(map(tuple, shapes)))
 
 
 _NOTHING_SHARED = SharedContents(())
@@ -110,15 +140,21 @@ class Packer:
         if isinstance(record, ArrayRecord):
             if is_hollow_record(record):
                 return [_SUMMED]
+            whole = whole_block(record)
+            if whole is not None:
+                flat, layout = whole
+                return [_BLOCK, say_layout(layout), self._place(flat)]
             return [_ARRAYS, [(name, *self._array(array)) for name, array in record.items()]]
         kind = _METRICS if isinstance(record, MetricRecord) else _CONFIG
         return [kind, list(record.keys()), list(record.values())]
 
     def _array(self, array: Array) -> Json:
-        data = array.data
+        return array.dtype, array.shape, array.stype, self._place(array.data)
+
+    def _place(self, data: bytes | np.ndarray) -> int:
+        """Say where bytes lie; places of shared ones count down from -1, parts up from 1."""
         place = self._shared.arrays.get(id(data))
-        # Places of shared bytes count downwards from -1, parts upwards from 1.
-        return array.dtype, array.shape, array.stype, self.part(data) if place is None else ~place
+        return self.part(_buffer(data)) if place is None else ~place
 
     def finish(self, value: Json) -> list[Part]:
         """Return the frame's parts: `value`, and what was added on the way."""
@@ -151,9 +187,10 @@ class Unpacker:
 
     def __init__(self, parts: Sequence[memoryview]) -> None:
         self._parts = parts
-        self._arrays: Sequence[bytes] = ()
+        self._arrays: Sequence[bytes | np.ndarray] = ()
         self._records: list[Record] = []
         self._contents: list[RecordDict] = []
+        self._flats: dict[int, np.ndarray] = {}
         self.value: Json = self.json(parts[0])
 
     def json(self, packed: memoryview) -> Json:
@@ -167,8 +204,11 @@ class Unpacker:
         """Return a part by its number."""
         return self._parts[number]
 
-    def take_shared(self, packed: Json, arrays: Sequence[bytes]) -> None:
-        """Unpack what `SharedContents.pack` gave; later contents may refer to it."""
+    def take_shared(self, packed: Json, arrays: Sequence[bytes | np.ndarray]) -> None:
+        """Unpack what `SharedContents.pack` gave; later contents may refer to it.
+
+        Of the arrays, blocks are numpy arrays of bytes, which nobody else may change.
+        """
         records, contents = packed
         self._arrays = arrays
         self._records = [self.record(record) for record in records]
@@ -179,6 +219,7 @@ class Unpacker:
         self._arrays = other._arrays
         self._records = other._records
         self._contents = other._contents
+        self._flats = other._flats
         return self
 
     def content(self, packed: Json) -> RecordDict:
@@ -196,12 +237,24 @@ class Unpacker:
         if packed[0] == _ARRAYS:
             arrays = {}
             for name, dtype, shape, stype, data in packed[1]:
-                content = bytes(self._parts[data]) if data > 0 else self._arrays[~data]
-                arrays[name] = plain_array(dtype, tuple(shape), stype, content)
+                content = self._parts[data] if data > 0 else self._arrays[~data]
+                arrays[name] = plain_array(dtype, tuple(shape), stype, bytes(content))
             return filled(ArrayRecord(), arrays)
+        if packed[0] == _BLOCK:
+            layout = said_layout(packed[1])
+            return block_record(layout, self._flat(packed[2], layout.dtype))
         if packed[0] == _SUMMED:
             return hollow_record()
         items = dict(zip(packed[1], packed[2], strict=True))
         if packed[0] == _METRICS:
             return filled(MetricRecord(), items)
         return filled(ConfigRecord(), items)
+
+    def _flat(self, data: int, dtype: np.dtype) -> np.ndarray:
+        """Give a block, the same object each time where it is shared."""
+        if data > 0:  # copied, because it may lie anywhere in the frame
+            return np.frombuffer(self._parts[data], dtype).copy()
+        flat = self._flats.get(data)
+        if flat is None:
+            flat = self._flats[data] = np.asarray(self._arrays[~data]).view(dtype)
+        return flat

@@ -149,7 +149,7 @@ class Sending:
                     list(config.values()),
                     setting.num_messages,
                 ],
-                [path, [len(buffer) for buffer in buffers], places, keep],
+                [path, [len(buffer) for buffer in buffers], places, keep, self._shared.blocks],
                 self._shared.pack(packer),
                 None if self._sums is None else self._sums.plan.to_json(),
                 [f"{self._held.run}-{node}", self._held.take_outdated(node)] if node else None,

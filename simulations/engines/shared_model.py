@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from simulations.engines.channel import Part
 from simulations.engines.state_files import MEMORY, own_folder
 
@@ -76,16 +78,21 @@ def _write(path: Path, buffers: Sequence[Part]) -> str:
     return str(path)
 
 
-def read_arrays(path: str, lengths: Sequence[int]) -> list[bytes]:
-    """Read buffers back.
+def read_arrays(
+    path: str, lengths: Sequence[int], blocks: Sequence[int] = ()
+) -> list[bytes | np.ndarray]:
+    """Read buffers back; those at the places of blocks as arrays (uint8) of new memory.
 
     Raises
     ------
     OSError
         If the file does not hold them.
     """
+    arrays: list[bytes | np.ndarray] = []
     with Path(path).open("rb") as file:
-        arrays = [file.read(length) for length in lengths]
-    if any(len(array) != length for array, length in zip(arrays, lengths, strict=True)):
-        raise OSError(f"{path}: shorter than the arrays of the round")
+        for place, length in enumerate(lengths):
+            array = np.fromfile(file, np.uint8, length) if place in blocks else file.read(length)
+            if len(array) != length:
+                raise OSError(f"{path}: shorter than the arrays of the round")
+            arrays.append(array)
     return arrays

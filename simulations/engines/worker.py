@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from flwr.app import RecordDict
 from flwr.clientapp.typing import ClientAppCallable
@@ -132,19 +133,28 @@ class ClientWorker:
             self._sums_file.restart()
 
     def _arrays(
-        self, opened: Unpacker, path: str | None, lengths: list[int], places: list[int], keep: bool
-    ) -> list[bytes]:
+        self,
+        opened: Unpacker,
+        path: str | None,
+        lengths: list[int],
+        places: list[int],
+        keep: bool,
+        blocks: list[int],
+    ) -> list[bytes | np.ndarray]:
         """Return the round's shared arrays, which lie in a file here or came with the frame."""
         if path is not None:
-            return read_arrays(path, lengths)
-        arrays = [bytes(opened.part(place)) for place in places]
+            return read_arrays(path, lengths, blocks)
+        parts = [opened.part(place) for place in places]
         if keep:
             try:
-                stored = self._stored.write(arrays)
+                stored = self._stored.write(parts)
             except OSError:  # no room: the others get theirs from the driver
                 stored = ""
             self._channel.send(frames.STORED, [stored.encode()])
-        return arrays
+        return [
+            np.frombuffer(part, np.uint8).copy() if place in blocks else bytes(part)
+            for place, part in enumerate(parts)
+        ]
 
     def _call_range(self, frame: Frame) -> None:
         """Call the clients of one range; send their answers in order, several at a time."""

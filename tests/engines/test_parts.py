@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcompress.aggregation import block_size
+from fedcompress.dense import dense_record, whole_block
 from fedcompress.errors import ConfigError, FedcompressError
 from fedcompress.flower_adapter import metadata_of, metadata_values
 from simulations.engines.channel import Channel, Frame, Part
@@ -193,6 +194,34 @@ def test_packing_is_exact_and_shares_what_is_shared() -> None:
     assert unpacked[2]["config"] is unpacked[0]["config"]
 
 
+def test_blocks_are_packed_as_they_lie_and_may_be_written_to_where_they_come() -> None:
+    values = {"w": np.arange(600, dtype=np.float32).reshape(20, 30), "b": np.ones(7, np.float32)}
+    shared_record, other = dense_record(values), dense_record({"w": values["w"] * 2})
+    contents = [RecordDict({"model": shared_record}), RecordDict({"model": shared_record})]
+    contents += [RecordDict({"model": other})]
+    shared = SharedContents(contents)
+    assert [bytes(x) for x in shared.buffers] == [shared_block(shared_record).tobytes()]
+    assert shared.blocks == [0]
+    packer = Packer(shared)
+    told = Unpacker(views(packer.finish(shared.pack(packer))))
+    told.take_shared(told.value, [np.frombuffer(shared.buffers[0], np.uint8).copy()])
+    packer = Packer(shared)
+    frame = views(packer.finish([packer.content(content) for content in contents]))
+    unpacker = Unpacker(frame).shared_with(told)
+    first, second, third = [unpacker.content(packed) for packed in unpacker.value]
+    assert [first, second, third] == contents
+    assert shared_block(first["model"]) is shared_block(second["model"])
+    for content in (first, third):  # compiled code takes no arrays that must not be written to
+        assert shared_block(content["model"]).flags.writeable
+        assert shared_block(content["model"]).flags.aligned
+
+
+def shared_block(record: ArrayRecord) -> np.ndarray:
+    whole = whole_block(record)
+    assert whole is not None
+    return whole[0]
+
+
 @given(st.lists(st.one_of(st.binary(), st.floats(), st.integers(), st.text(), st.booleans())))
 def test_every_value_is_packed_exactly(values: list[bytes | float | str]) -> None:
     records = some_records()
@@ -253,6 +282,9 @@ def test_a_rounds_arrays_lie_on_disk_where_memory_is_full(
     try:
         one, other = model.write(arrays), model.write(arrays[::-1])
         assert read_arrays(one, lengths) == arrays
+        read = read_arrays(one, lengths, blocks=range(len(lengths)))
+        assert [bytes(x) for x in read] == arrays
+        assert all(isinstance(x, np.ndarray) and x.flags.writeable for x in read)
         assert read_arrays(other, lengths[::-1]) == arrays[::-1]
         with pytest.raises(OSError, match="shorter"):
             read_arrays(one, [6000])
