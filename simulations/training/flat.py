@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import weakref
 from collections.abc import Mapping
 from typing import final
@@ -46,13 +47,18 @@ class FlatParameters:
             view = _view(self.values, place, parameter)
             view.copy_(parameter.detach())
             parameter.data = view
-        self._seen = [(p.data_ptr(), p.dtype, p.stride()) for p in self.trained]
+        self._seen = self._look()
 
     def holds(self) -> bool:
         """Say whether the model's parameters still are views of the vector."""
-        return all(
-            owner.get(name) is p and (p.data_ptr(), p.dtype, p.stride()) == seen
-            for (owner, name), p, seen in zip(self._owners, self.trained, self._seen, strict=True)
+        found = [owner.get(name) for owner, name in self._owners]
+        return all(map(operator.is_, found, self.trained)) and self._look() == self._seen
+
+    def _look(self) -> tuple[list[int], list[tuple[int, ...]], list[torch.dtype]]:
+        return (
+            list(map(Tensor.data_ptr, self.trained)),
+            list(map(Tensor.stride, self.trained)),
+            [p.dtype for p in self.trained],
         )
 
     def by_name(self) -> dict[str, Tensor]:
