@@ -15,7 +15,7 @@ from fedcompress import protocol
 from fedcompress.client_state import client_key, load_state, save_state
 from fedcompress.dense import share_record
 from fedcompress.errors import FedcompressError
-from fedcompress.flower_adapter import filled, with_content
+from fedcompress.flower_adapter import filled, put, with_content
 from fedcompress.randomness import rng_for
 from fedcompress.reference import restore_reference
 from fedcompress.references import arrays_of
@@ -96,7 +96,7 @@ def _train(
     if protocol.VERSION_KEY in settings:
         reference = restore_reference(record, settings, context)
         before: Mapping[str, Tensor] = reference.tensors
-        content[key] = share_record(reference.record)
+        put(content, key, share_record(reference.record))
     else:
         before = arrays_of(record)
     reply = call_next(with_content(message, content), context)

@@ -20,7 +20,7 @@ from torch import Tensor
 from fedcompress import protocol
 from fedcompress.block import Block
 from fedcompress.compressor import Compressor, State
-from fedcompress.flower_adapter import filled
+from fedcompress.flower_adapter import filled, put
 from fedcompress.memories import NO_ROUND
 from fedcompress.wire import fingerprint_layout
 
@@ -118,8 +118,8 @@ def save_state(
         _forget_before(context, at)
     layout = fingerprint_layout(update)
     filled(kept, {_SPEC: compressor.spec, _LAYOUT: layout, _ROUND: round})
-    context.state[at.kept] = kept
-    context.state[at.state] = protocol.tensors_to_record(state)
+    put(context.state, at.kept, kept)
+    put(context.state, at.state, protocol.tensors_to_record(state))
     if group:
         _drop_oldest(context)
 

@@ -77,6 +77,11 @@ def filled(record: R, items: Iterable[tuple[str, object]] | Mapping[str, object]
     return record
 
 
+def put(records: RecordDict, key: str, record: ArrayRecord | ConfigRecord) -> None:
+    """Set a record under a key, as ``records[key] = record`` does after checks of both."""
+    vars(records)["_data"][key] = record
+
+
 def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
     """Make a record that holds these very arrays, which `ArrayRecord` would check and copy."""
     return filled(ArrayRecord(), arrays)

@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord, Context
 from fedcompress import protocol
 from fedcompress.dense import share_record
 from fedcompress.errors import PayloadError
+from fedcompress.flower_adapter import put
 from fedcompress.references import Reference, known_reference
 from fedcompress.spec import parse
 
@@ -42,8 +43,8 @@ def restore_reference(
         )
     kept = protocol.kept_in(context.state)
     kept[_VERSION] = version
-    context.state[protocol.RECORD] = kept
-    context.state[protocol.REFERENCE_RECORD] = share_record(reference.record)
+    put(context.state, protocol.RECORD, kept)
+    put(context.state, protocol.REFERENCE_RECORD, share_record(reference.record))
     return reference
 
 
