@@ -14,9 +14,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedcompress.block import Block, block_layout
 from fedcompress.compressor import FlatParts, Part
 from fedcompress.errors import PayloadError
 from fedcompress.stages.selection import add_at
@@ -139,6 +141,14 @@ class FlatLayout:
             groups[group].append(arrays[name].reshape(-1).to(self.buffers[group][0]))
         return FlatArrays([torch.cat(group) for group in groups])
 
+    def block(self, buffers: Sequence[Tensor]) -> Block | None:
+        """Give the arrays as the block that one buffer of float32 is; None for others."""
+        if not self.is_one_of_float32 or buffers[0].device.type != "cpu" or not len(buffers[0]):
+            return None
+        shapes = tuple(tuple(shape) for *_, shape in self._places.values())
+        layout = block_layout(np.dtype(np.float32), tuple(self._places), shapes)
+        return Block(layout, buffers[0].numpy())
+
     def views(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
         """Give every array as a view of the buffers."""
         return {
@@ -251,18 +261,21 @@ class TreeSum:
         self._nodes.clear()
         return nodes
 
-    def mean(self) -> dict[str, Tensor]:
+    def mean(self) -> Mapping[str, Tensor]:
         """Give the mean model: reference + mean update; of integers, the mean as float64.
 
         Positions that nothing was said of count as missing. Some weight must be above 0.
         """
         average = self.average()
+        if isinstance(average, Block) and isinstance(self._like, Block):
+            with np.errstate(over="ignore", invalid="ignore"):
+                return Block(average.layout, self._like.flat + average.flat)
         return {
             name: x + average[name].to(x.dtype) if x.is_floating_point() else average[name]
             for name, x in self._like.items()
         }
 
-    def average(self) -> dict[str, Tensor]:
+    def average(self) -> Mapping[str, Tensor]:
         """Give the mean of what was added, in the dtypes of sums; see `mean`."""
         for block in range(self._blocks):
             if block not in self._given:
@@ -270,7 +283,8 @@ class TreeSum:
         (total,) = self._nodes.values()
         if total is None:
             raise PayloadError("mean: no update has a weight above 0")
-        return self._layout.views([buffer / total.share for buffer in total.buffers])
+        buffers = [buffer / total.share for buffer in total.buffers]
+        return self._layout.block(buffers) or self._layout.views(buffers)
 
     def _give(self, position: int, given: tuple[Given, float] | None) -> None:
         index = position // self._size

@@ -53,6 +53,11 @@ def mean_rule(strategy: Strategy) -> FedAvg | None:
     return None
 
 
+def is_weighted_mean(strategy: Strategy) -> bool:
+    """Whether a strategy is Flower's own that gives the mean of models and metrics as it is."""
+    return type(strategy) in (FedAvg, FedProx) and "aggregate_train" not in vars(strategy)
+
+
 def uses_weighted_mean(strategy: Strategy) -> bool:
     """Whether all that a strategy takes from the clients' arrays is their weighted mean."""
     return mean_rule(strategy) is not None
@@ -174,18 +179,19 @@ def metrics_from(strategy: Strategy, contents: list[RecordDict]) -> Iterator[Non
         yield
         return
     original = rule.train_metrics_aggr_fn
-
-    def aggregate(_: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-        mean = None
-        if original is aggregate_metricrecords:
-            mean = mean_of_numbers(contents, weighted_by_key)
-        return original(contents, weighted_by_key) if mean is None else mean
-
-    rule.train_metrics_aggr_fn = aggregate
+    mean = mean_metrics(rule, contents)
+    rule.train_metrics_aggr_fn = lambda _contents, _key: mean
     try:
         yield
     finally:
         rule.train_metrics_aggr_fn = original
+
+
+def mean_metrics(rule: FedAvg, contents: list[RecordDict]) -> MetricRecord:
+    """Aggregate the metrics of contents by the function that a rule was given."""
+    function, key = rule.train_metrics_aggr_fn, rule.weighted_by_key
+    mean = mean_of_numbers(contents, key) if function is aggregate_metricrecords else None
+    return function(contents, key) if mean is None else mean
 
 
 def mean_of_numbers(contents: list[RecordDict], weight_key: str) -> MetricRecord | None:

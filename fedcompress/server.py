@@ -5,14 +5,16 @@ import time
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
+from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.aggregation import TreeSum
-from fedcompress.block import as_block
+from fedcompress.block import Block, as_block
 from fedcompress.broadcasts import Broadcasts
 from fedcompress.checks import check_integer
 from fedcompress.compressor import Compressor
@@ -21,6 +23,8 @@ from fedcompress.dtypes import restore_dtypes
 from fedcompress.errors import ConfigError
 from fedcompress.flower_adapter import (
     check_metrics_agree,
+    is_weighted_mean,
+    mean_metrics,
     mean_rule,
     metrics_from,
     sends_own_arrays,
@@ -190,8 +194,7 @@ class Compressed(StrategyAround):
                 *(server_round, len(self._sent)),
             )
         if arrays is not None:
-            restored = restore_dtypes(protocol.record_to_tensors(arrays), self._dtypes)
-            arrays = protocol.tensors_to_record(as_block(restored) or restored)
+            arrays = self._restored(arrays)
         elif self._broadcasts is not None:
             self._broadcasts.model_stays()
         self.last_round.aggregate_seconds = time.perf_counter() - started
@@ -247,6 +250,13 @@ class Compressed(StrategyAround):
             keeps_updates=not takes_one_at_a_time(self.strategy),
         )
 
+    def _restored(self, arrays: ArrayRecord) -> ArrayRecord:
+        block = protocol.record_to_block(arrays)
+        if block is not None and {self._dtypes.get(name) for name in block} == {torch.float32}:
+            return arrays
+        restored = restore_dtypes(protocol.record_to_tensors(arrays), self._dtypes)
+        return protocol.tensors_to_record(as_block(restored) or restored)
+
     def _take_sums(self) -> list[PartialSum]:
         taken = [] if self._summing is None else self._summing.take_sums()
         self._summing = None
@@ -269,7 +279,7 @@ class Compressed(StrategyAround):
             replies = chain(decoded, errors) if one_by_one else [*decoded, *errors]
             return self.strategy.aggregate_train(server_round, replies)
         model = total.average() if self.uplink is None else total.mean()
-        if not all(bool(x.isfinite().all()) for x in model.values()):
+        if not _is_finite(model):
             logger.warning(
                 "round %d: the mean of %d clients is not finite; the model stays as it is",
                 *(server_round, len(answers)),
@@ -277,9 +287,17 @@ class Compressed(StrategyAround):
             return None, None
         contents = [protocol.without_arrays(answer.reply.content) for answer in answers]
         check_metrics_agree(rule, contents)
+        mean = protocol.tensors_to_record(model)
+        if is_weighted_mean(self.strategy):
+            # Which would copy the mean three times to give it back.
+            failed = len(errors)
+            logger.info(
+                "round %d: the mean of %d clients, %d failed", server_round, len(answers), failed
+            )
+            return mean, mean_metrics(rule, contents)
         summed = RecordDict(
             {
-                rule.arrayrecord_key: protocol.tensors_to_record(model),
+                rule.arrayrecord_key: mean,
                 "metrics": MetricRecord({rule.weighted_by_key: 1.0}),
             }
         )
@@ -287,3 +305,9 @@ class Compressed(StrategyAround):
         with metrics_from(self.strategy, contents):
             reply = with_content(answers[0].reply, summed)
             return self.strategy.aggregate_train(server_round, [reply, *errors])
+
+
+def _is_finite(model: Mapping[str, Tensor]) -> bool:
+    if isinstance(model, Block):
+        return bool(np.isfinite(model.flat).all())
+    return all(bool(x.isfinite().all()) for x in model.values())

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
 
 from fedcompress import Compressed, ConfigError, rng_for
 from fedcompress.dense import dense_record
+from fedcompress.flower_adapter import is_weighted_mean
 from fedcompress.partial import PartialSum, SumPlan, is_hollow
 from fedcompress.traffic import ClientTraffic
 from simulations.engines import LocalGrid, RayGrid
@@ -137,6 +138,18 @@ def test_sums_of_workers_give_the_bits_of_the_server(
         assert grid.hollow == 3 * (clients - clients // 11)
         if workers == 1:
             assert set(grid.shipped) == {2}  # one branch; one array of floats, one of doubles
+
+
+class OwnMean(FedAvg):
+    """FedAvg to the bit, which may do anything for all that is known of it."""
+
+
+@pytest.mark.parametrize("uplink", UPLINKS)
+def test_the_mean_is_what_flower_makes_of_it(uplink: str | None) -> None:
+    assert is_weighted_mean(FedAvg())
+    assert not is_weighted_mean(OwnMean())
+    found = run(Plain(CLIENT_APP, 20), uplink, server=FedAvg)
+    assert run(Plain(CLIENT_APP, 20), uplink, server=OwnMean) == found
 
 
 @pytest.mark.parametrize("workers", [1, 3])
