@@ -170,9 +170,11 @@ class _Block:
         if weight == 0:
             return
         share, exponent = math.frexp(weight)
+        if self.total is None and isinstance(parts, FlatArrays):
+            self.total = Sum(exponent, share, [x * share for x in parts.buffers])
+            return
         if self.total is None:
             self.total = Sum(exponent, 0.0, layout.zeros())
-            self.views = layout.views(self.total.buffers)
         self.total.raise_to(exponent)
         share = math.ldexp(share, exponent - self.total.exponent)
         if isinstance(parts, FlatArrays):
@@ -181,6 +183,7 @@ class _Block:
         elif isinstance(parts, FlatParts) and layout.is_one_of_float32:
             add_at(self.total.buffers[0], parts.positions, parts.entries, share)
         else:
+            self.views = self.views or layout.views(self.total.buffers)
             for name, view in self.views.items():
                 parts[name].add_to(view, share)
         self.total.share += share
