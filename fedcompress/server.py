@@ -58,8 +58,9 @@ class Compressed(StrategyAround):
     checked, decoded and handed to the strategy inside. Strategies that take the weighted mean
     of the clients' arrays are given that mean alone: payloads are added up, sparse ones touching
     only the entries they hold, here or where the clients run (see `SummingGrid`), with the same
-    bits either way. All others are given every decoded model. Either way the result is that of
-    the strategy inside on the decoded models.
+    bits either way; `FedAvg` and `FedProx`, which would give it back, are not asked. All others are
+    given every decoded model. Either way the result is that of the strategy inside on the decoded
+    models.
 
     A client whose payload does not verify, or whose numbers are not finite, is left out and
     recorded in `last_round`; a round in which nothing usable came back keeps the model. Messages of

@@ -21,6 +21,7 @@ LEAST_SECONDS = 0.002
 APART_SECONDS = 0.0001
 ENTRY_SECONDS = 2.5e-9
 _LOOKED_AT = 16  # swaps whose sums are counted
+_MOVABLE = 64  # blocks of a share that may be swapped, those beside the next one's
 _KEPT = 0.99  # what an earlier call counts with each that follows
 
 
@@ -144,8 +145,9 @@ def _better_shares(
     most, fewest = loads.index(max(loads)), loads.index(min(loads))
     gap = loads[most] - loads[fewest]
     swaps = []
-    for given in shares[most]:
-        for taken in (None, *shares[fewest]):
+    movable = shares[fewest][:_MOVABLE] if most < fewest else shares[fewest][-_MOVABLE:]
+    for given in shares[most][-_MOVABLE:] if most < fewest else shares[most][:_MOVABLE]:
+        for taken in (None, *movable):
             moved = costs[given] - (0.0 if taken is None else costs[taken])
             saved = min(moved, gap - moved)
             if saved > apart:
