@@ -179,16 +179,12 @@ def _mapping(state: Mapping[str, object], key: str) -> Mapping[str, object]:
 
 
 def _check_finite(target: Mapping[str, Tensor], server_round: int) -> None:
-    if isinstance(target, Block):
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(target.flat.sum()):  # else it may still be the sum alone that is not
-                return
-    for name, x in target.items():
-        if x.is_floating_point() and not bool(x.isfinite().all()):
-            raise NotFiniteError(
-                f"global model {name!r} holds NaN or infinity before round {server_round}: the "
-                "server's rule has diverged; lower its learning rate"
-            )
+    name = protocol.not_finite(target)
+    if name is not None:
+        raise NotFiniteError(
+            f"global model {name!r} holds NaN or infinity before round {server_round}: the "
+            "server's rule has diverged; lower its learning rate"
+        )
 
 
 def _same_layout(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

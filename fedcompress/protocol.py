@@ -180,18 +180,26 @@ def check_finite(arrays: Mapping[str, Tensor]) -> None:
 
     A difference that nobody has reckoned yet is checked when it is.
     """
+    if isinstance(arrays, Block) and arrays.terms is not None:
+        return
+    name = not_finite(arrays)
+    if name is not None:
+        raise diverged(name)
+
+
+def not_finite(arrays: Mapping[str, Tensor]) -> str | None:
+    """Name a floating-point array that holds NaN or infinity, None where there is none."""
+    # A finite sum needs no second look; a sum may also overflow though every entry is finite.
     if isinstance(arrays, Block):
-        if arrays.terms is not None:
-            return
         with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(arrays.flat.sum()):
-                return
+                return None
     for name, x in arrays.items():
-        # A finite sum needs no second look; a sum may also overflow though every entry is finite.
         if x.is_floating_point() and not (
             math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
         ):
-            raise diverged(name)
+            return name
+    return None
 
 
 def check_same_layout(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:

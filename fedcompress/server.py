@@ -5,16 +5,14 @@ import time
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
-from torch import Tensor
 
 from fedcompress import protocol
 from fedcompress.aggregation import TreeSum
-from fedcompress.block import Block, as_block
+from fedcompress.block import as_block
 from fedcompress.broadcasts import Broadcasts
 from fedcompress.checks import check_integer
 from fedcompress.compressor import Compressor
@@ -280,7 +278,7 @@ class Compressed(StrategyAround):
             replies = chain(decoded, errors) if one_by_one else [*decoded, *errors]
             return self.strategy.aggregate_train(server_round, replies)
         model = total.average() if self.uplink is None else total.mean()
-        if not _is_finite(model):
+        if protocol.not_finite(model) is not None:
             logger.warning(
                 "round %d: the mean of %d clients is not finite; the model stays as it is",
                 *(server_round, len(answers)),
@@ -306,9 +304,3 @@ class Compressed(StrategyAround):
         with metrics_from(self.strategy, contents):
             reply = with_content(answers[0].reply, summed)
             return self.strategy.aggregate_train(server_round, [reply, *errors])
-
-
-def _is_finite(model: Mapping[str, Tensor]) -> bool:
-    if isinstance(model, Block):
-        return bool(np.isfinite(model.flat).all())
-    return all(bool(x.isfinite().all()) for x in model.values())

@@ -8,7 +8,6 @@ for; one that was replaced, or never committed, is never asked for again and del
 from __future__ import annotations
 
 import fcntl
-import os
 import secrets
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from simulations.engines.state_files import MEMORY, delete_unheld, has_room
+from simulations.engines.state_files import MEMORY, delete_unheld, has_memory, has_room
 from simulations.engines.whole_files import read_file, write_file
 
 PREFIX = "fedcompress-held-"
@@ -88,7 +87,7 @@ class KeptStates:
     """
 
     def __init__(self, run: str) -> None:
-        is_memory = MEMORY.is_dir() and os.access(MEMORY, os.W_OK)
+        is_memory = has_memory()
         self._parent = MEMORY if is_memory else Path(tempfile.gettempdir())
         self._folder = self._parent / f"{PREFIX}{run}"
         delete_unheld(set(self._parent.glob(PREFIX + "*")) - {self._folder})

@@ -17,7 +17,7 @@ _LEAST_BYTES = 1 << 16  # below this a system call is as quick
 _MOST_FILES = 1024
 # With all pages at once, where the system does that: one after another they take twice as long
 # as the copy that a mapping spares.
-_SHARED = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+SHARED_WITH_PAGES = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class MappedFiles:
             return None
         file = os.open(path, os.O_RDWR)
         try:
-            memory = mmap.mmap(file, size, flags=_SHARED)
+            memory = mmap.mmap(file, size, flags=SHARED_WITH_PAGES)
         finally:
             os.close(file)
         mapped = _Mapped(inode, memory, np.frombuffer(memory, np.uint8))

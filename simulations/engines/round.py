@@ -97,9 +97,9 @@ class Round:
         Expected seconds by position.
     client_timeout : float or None
         Seconds that a client may take.
-    sums : RoundSums, optional
+    sums : RoundSums or None
         Where the workers' sums go; without it they do not sum.
-    sums_files : SumsFiles, optional
+    sums_files : SumsFiles
         Where workers of this machine write sums, if not into their frames.
     on_fault : callable, optional
         Told of each fault.
@@ -116,8 +116,8 @@ class Round:
         queue: RangeQueue,
         costs: Sequence[float],
         client_timeout: float | None,
-        sums: RoundSums | None = None,
-        sums_files: SumsFiles | None = None,
+        sums: RoundSums | None,
+        sums_files: SumsFiles,
         on_fault: Callable[[Fault], None] = _tell_nobody,
     ) -> None:
         self._pool = pool
@@ -127,10 +127,11 @@ class Round:
         self._costs = costs
         self._client_timeout = client_timeout
         self._sums = sums
-        self._sums_files = SumsFiles() if sums_files is None else sums_files
+        self._sums_files = sums_files
         self._on_fault = on_fault
-        folder = self._sums_files.folder
-        self._sending = Sending(pool, messages, setting, states, held, model, sums, folder)
+        self._sending = Sending(
+            pool, messages, setting, states, held, model, sums, sums_files.folder
+        )
         self._sending.tells_begun = client_timeout is not None
         self._work: dict[int, _Work] = {}
         self._crashes: Counter[int] = Counter()

@@ -145,9 +145,10 @@ def _better_shares(
     most, fewest = loads.index(max(loads)), loads.index(min(loads))
     gap = loads[most] - loads[fewest]
     swaps = []
-    movable = shares[fewest][:_MOVABLE] if most < fewest else shares[fewest][-_MOVABLE:]
-    for given in shares[most][-_MOVABLE:] if most < fewest else shares[most][:_MOVABLE]:
-        for taken in (None, *movable):
+    first, second = sorted((most, fewest))
+    movable = {first: shares[first][-_MOVABLE:], second: shares[second][:_MOVABLE]}
+    for given in movable[most]:
+        for taken in (None, *movable[fewest]):
             moved = costs[given] - (0.0 if taken is None else costs[taken])
             saved = min(moved, gap - moved)
             if saved > apart:

@@ -42,7 +42,7 @@ class Sending:
         held: HeldStates,
         model: SharedModel,
         sums: RoundSums | None,
-        sums_folder: str = "",
+        sums_folder: str,
     ) -> None:
         self.tells_begun = False
         self.patience: float | None = None

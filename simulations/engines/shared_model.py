@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 
 from simulations.engines.channel import Part
-from simulations.engines.state_files import MEMORY, own_folder
+from simulations.engines.state_files import MEMORY, has_memory, own_folder
 
 PREFIX = "fedcompress-model-"
 # Written in turn: memory that a file has is written again faster than new memory is found.
@@ -46,7 +46,7 @@ class SharedModel:
             If neither memory nor the disk has room.
         """
         if not self._folders:
-            parents = [MEMORY] if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else []
+            parents = [MEMORY] if has_memory() else []
             parents.append(Path(tempfile.gettempdir()))
             self._folders = [own_folder(parent, PREFIX) for parent in parents]
         self._written += 1

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO, final
 
 from simulations.engines.channel import Part
-from simulations.engines.state_files import MEMORY, has_room, own_folder
+from simulations.engines.mapped_files import SHARED_WITH_PAGES
+from simulations.engines.state_files import MEMORY, has_memory, has_room, own_folder
 
 PREFIX = "fedcompress-sums-"
 _MOST_BYTES = 64_000_000
 _ALIGNED = 64
-_WITH_PAGES = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
 
 Place = list[int]  # where a buffer begins and ends in its file
 
@@ -88,7 +88,7 @@ def _grown(path: str, size: int) -> mmap.mmap:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         os.posix_fallocate(file, 0, size)
-        return mmap.mmap(file, 0, flags=_WITH_PAGES)
+        return mmap.mmap(file, 0, flags=SHARED_WITH_PAGES)
     finally:
         os.close(file)
 
@@ -111,8 +111,7 @@ class SumsFiles:
 
     def open(self) -> None:
         """Make the folder, if it is not there yet."""
-        can_map = hasattr(os, "posix_fallocate")
-        if self.folder or not can_map or not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
+        if self.folder or not has_memory() or not hasattr(os, "posix_fallocate"):
             return
         folder, self._lock = own_folder(MEMORY, PREFIX)
         self.folder = str(folder)
@@ -128,7 +127,7 @@ class SumsFiles:
         memory = self._mapped.get(name)
         if memory is None or len(memory) < max(stop for _, stop in places):
             with Path(self.folder, name).open("rb") as file:
-                memory = mmap.mmap(file.fileno(), 0, flags=_WITH_PAGES, prot=mmap.PROT_READ)
+                memory = mmap.mmap(file.fileno(), 0, flags=SHARED_WITH_PAGES, prot=mmap.PROT_READ)
             self._mapped[name] = memory
         whole = memoryview(memory)
         return [whole[start:stop] for start, stop in places]

@@ -46,7 +46,7 @@ class StateFiles:
             raise ConfigError(f"state_bytes: must be at least 0, got {state_bytes}")
         self._disk, self._disk_lock = own_folder(Path(tempfile.gettempdir()), PREFIX)
         self._memory, self._memory_lock = self._disk, self._disk_lock
-        if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and has_room(MEMORY):
+        if has_memory() and has_room(MEMORY):
             self._memory, self._memory_lock = own_folder(MEMORY, PREFIX)
         self._folders = str(self._memory), str(self._disk)  # a Path of each takes thrice as long
         self._limit = _size_of(MEMORY) // 4 if state_bytes is None else state_bytes
@@ -208,6 +208,11 @@ class UnreadStates(Mapping[int, bytes]):
 
     def __len__(self) -> int:
         return len(self._node_ids)
+
+
+def has_memory() -> bool:
+    """Whether there is a file system in memory that this process may write to."""
+    return MEMORY.is_dir() and os.access(MEMORY, os.W_OK)
 
 
 def has_room(folder: Path) -> bool:
